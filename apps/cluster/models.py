@@ -1,0 +1,57 @@
+"""Tables that tie the satellites to the control plane: streams, regions, agents, edges."""
+
+from typing import Any
+
+from django.db import models
+
+from unkey import clock
+from unkey.models import Timestamped, id_field
+
+
+class Stream(models.Model):
+    """One stream of the change feed and the last version given out in it."""
+
+    name = models.CharField(max_length=64, primary_key=True)
+    version = models.BigIntegerField(default=0)
+
+    def __str__(self) -> str:
+        return f"{self.name} at {self.version}"
+
+
+class Region(Timestamped):
+    """A place where instances run."""
+
+    id = id_field("rgn")
+    name = models.CharField(max_length=64, unique=True)
+    can_schedule = models.BooleanField(default=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Agent(models.Model):
+    """An agent that reports for a region."""
+
+    id = models.CharField(max_length=64, primary_key=True)
+    region: Any = models.ForeignKey(Region, on_delete=models.CASCADE, related_name="agents")
+    url = models.CharField(max_length=255, blank=True)
+    applied = models.JSONField(default=dict)
+    started_at = models.DateTimeField(default=clock.now)
+    last_seen_at = models.DateTimeField(default=clock.now, db_index=True)
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class Edge(models.Model):
+    """An edge process and what it has applied of each stream: `{"routes": 17, …}`."""
+
+    id = models.CharField(max_length=64, primary_key=True)
+    region_name = models.CharField(max_length=64)
+    role = models.CharField(max_length=16, default="all")
+    applied = models.JSONField(default=dict)
+    started_at = models.DateTimeField(default=clock.now)
+    last_seen_at = models.DateTimeField(default=clock.now, db_index=True)
+
+    def __str__(self) -> str:
+        return self.id

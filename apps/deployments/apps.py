@@ -1,0 +1,7 @@
+"""Deployments, their steps, topologies and instances."""
+
+from django.apps import AppConfig
+
+
+class DeploymentsConfig(AppConfig):
+    name = "apps.deployments"

@@ -1,0 +1,171 @@
+"""Tables of deployments: what was frozen at creation, its steps, where it should run, what runs."""
+
+from typing import Any
+
+from django.db import models
+from django.db.models import Q
+
+from unkey import clock
+from unkey.models import Tenant, Versioned, id_field
+
+
+class Deployment(Tenant):
+    """One version of an app in an environment: image, variables, settings and policies, frozen."""
+
+    class Status(models.TextChoices):
+        PENDING = "pending"
+        STARTING = "starting"
+        BUILDING = "building"
+        DEPLOYING = "deploying"
+        NETWORK = "network"
+        FINALIZING = "finalizing"
+        READY = "ready"
+        FAILED = "failed"
+        SKIPPED = "skipped"
+        AWAITING_APPROVAL = "awaiting_approval"
+        STOPPED = "stopped"
+        SUPERSEDED = "superseded"
+        CANCELLED = "cancelled"
+
+    class DesiredState(models.TextChoices):
+        RUNNING = "running"
+        STOPPED = "stopped"
+
+    class Trigger(models.TextChoices):
+        API = "api"
+        CLI = "cli"
+        DASHBOARD = "dashboard"
+        GITHUB = "github"
+
+    TERMINAL = frozenset({"ready", "failed", "skipped", "stopped", "superseded", "cancelled"})
+
+    id = id_field("d")
+    project: Any = models.ForeignKey("projects.Project", on_delete=models.PROTECT, related_name="deployments")
+    app: Any = models.ForeignKey("projects.App", on_delete=models.PROTECT, related_name="deployments")
+    environment: Any = models.ForeignKey(
+        "projects.Environment", on_delete=models.PROTECT, related_name="deployments"
+    )
+    status = models.CharField(max_length=20, choices=Status.choices, default=Status.PENDING)
+    desired_state = models.CharField(max_length=8, choices=DesiredState.choices, default=DesiredState.RUNNING)
+    trigger = models.CharField(max_length=16, choices=Trigger.choices, default=Trigger.API)
+
+    image = models.CharField(max_length=512, blank=True)
+    git_commit_sha = models.CharField(max_length=40, blank=True)
+    git_branch = models.CharField(max_length=256, blank=True)
+    git_repository = models.CharField(max_length=256, blank=True)
+
+    settings = models.JSONField(help_text="runtime settings as they were at creation")
+    regions = models.JSONField(help_text='[{"region": name, "min": 1, "max": 1}] at creation')
+    variables = models.JSONField(
+        default=list, help_text='[{"key", "ciphertext"}] at creation', editable=False
+    )
+    policies = models.JSONField(default=list, help_text="policies at creation")
+    plan = models.JSONField(
+        null=True, blank=True, help_text="what the build found to run: command, install, kind"
+    )
+
+    error_code = models.CharField(max_length=64, blank=True)
+    error_step = models.CharField(max_length=32, blank=True)
+    error_message = models.TextField(blank=True)
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["workspace", "created_at"]),
+            models.Index(fields=["environment", "created_at"]),
+            models.Index(fields=["app", "status"]),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(desired_state__in=["running", "stopped"]), name="deployment_desired"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.id
+
+
+class DeploymentStep(models.Model):
+    """A step of a deployment as its owner sees it."""
+
+    id = models.BigAutoField(primary_key=True)
+    deployment: Any = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="steps")
+    step = models.CharField(max_length=16)
+    started_at = models.DateTimeField(default=clock.now)
+    ended_at = models.DateTimeField(null=True, blank=True)
+    message = models.TextField(blank=True)
+    error = models.CharField(max_length=512, blank=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["deployment", "step"], name="deployment_step_once")]
+        ordering = ["started_at", "id"]
+
+    def __str__(self) -> str:
+        return f"{self.step} of {self.deployment_id}"
+
+
+class Topology(Versioned):
+    """How many instances of a deployment a region should run; agents watch these rows."""
+
+    id = models.BigAutoField(primary_key=True)
+    deployment: Any = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="topologies")
+    region: Any = models.ForeignKey("cluster.Region", on_delete=models.PROTECT, related_name="topologies")
+    desired_status = models.CharField(max_length=8, choices=Deployment.DesiredState.choices)
+    replicas_min = models.PositiveSmallIntegerField(default=1)
+    replicas_max = models.PositiveSmallIntegerField(default=1)
+    created_at = models.DateTimeField(default=clock.now)
+
+    class Meta:
+        verbose_name_plural = "topologies"
+        constraints = [models.UniqueConstraint(fields=["deployment", "region"], name="topology_once")]
+        indexes = [models.Index(fields=["region", "version"])]
+
+    def __str__(self) -> str:
+        return f"{self.deployment_id} in {self.region_id}"
+
+    @property
+    def stream(self) -> str:
+        return f"topologies:{self.region.name}"
+
+
+class Instance(Versioned):
+    """A running copy of a deployment, as its agent reported it; edges watch these rows."""
+
+    class Status(models.TextChoices):
+        PENDING = "pending"
+        RUNNING = "running"
+        FAILED = "failed"
+        DRAINING = "draining"
+        GONE = "gone"
+
+    id = id_field("ins")
+    deployment: Any = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="instances")
+    region: Any = models.ForeignKey("cluster.Region", on_delete=models.PROTECT, related_name="instances")
+    name = models.CharField(max_length=64, help_text="the agent's own name of it")
+    address = models.CharField(max_length=255, blank=True)
+    status = models.CharField(max_length=8, choices=Status.choices, default=Status.PENDING)
+    message = models.TextField(blank=True)
+    created_at = models.DateTimeField(default=clock.now)
+    updated_at = models.DateTimeField(default=clock.now)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["deployment", "region", "name"], name="instance_name")]
+
+    def __str__(self) -> str:
+        return f"{self.id} {self.status}"
+
+    @property
+    def stream(self) -> str:
+        return "instances"
+
+
+class OpenapiSpec(Tenant):
+    """The OpenAPI document that a deployment served."""
+
+    id = id_field("oas")
+    deployment: Any = models.OneToOneField(Deployment, on_delete=models.CASCADE, related_name="openapi_spec")
+    path = models.CharField(max_length=512)
+    digest = models.CharField(max_length=64)
+    text = models.TextField()
+
+    def __str__(self) -> str:
+        return f"OpenAPI of {self.deployment_id}"

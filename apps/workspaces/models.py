@@ -1,0 +1,80 @@
+"""Tables of tenants: workspaces, who belongs to them, and root keys."""
+
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+
+from unkey.models import Tenant, Timestamped, Versioned, id_field
+
+KEY_SHARDS = 8
+
+
+def shard_of(workspace_id: str) -> int:
+    """Return which of the `keys` streams carries a workspace's rows (FNV-1a over its id)."""
+    digest = 0x811C9DC5
+    for octet in workspace_id.encode():
+        digest = ((digest ^ octet) * 0x01000193) & 0xFFFFFFFF
+    return digest % KEY_SHARDS
+
+
+class Workspace(Timestamped, Versioned):
+    """A tenant."""
+
+    id = id_field("ws")
+    name = models.CharField(max_length=256)
+    slug = models.SlugField(max_length=64, unique=True)
+    enabled = models.BooleanField(default=True)
+
+    def __str__(self) -> str:
+        return self.slug
+
+    @property
+    def stream(self) -> str:
+        return f"keys:{shard_of(self.id)}"
+
+
+class Membership(Tenant):
+    """A person's place in a workspace."""
+
+    class Role(models.TextChoices):
+        OWNER = "owner"
+        ADMIN = "admin"
+        MEMBER = "member"
+
+    id = id_field("mem")
+    user: Any = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="memberships"
+    )
+    role = models.CharField(max_length=16, choices=Role.choices, default=Role.MEMBER)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["workspace", "user"], name="membership_once"),
+            models.CheckConstraint(
+                condition=models.Q(role__in=["owner", "admin", "member"]), name="membership_role"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user} in {self.workspace_id}"
+
+
+class RootKey(Tenant, Versioned):
+    """A key that manages a workspace through the API; only its hash is kept."""
+
+    id = id_field("key")
+    name = models.CharField(max_length=255, blank=True)
+    hash = models.CharField(max_length=44, unique=True, editable=False)
+    start = models.CharField(max_length=32, editable=False)
+    permissions = models.JSONField(default=list)
+    enabled = models.BooleanField(default=True)
+    expires_at = models.DateTimeField(null=True, blank=True)
+    deleted_at = models.DateTimeField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return self.name or self.start
+
+    @property
+    def stream(self) -> str:
+        return f"keys:{shard_of(self.workspace_id)}"

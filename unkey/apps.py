@@ -1,0 +1,10 @@
+"""The project's own app: commands, and the Celery application loaded with Django."""
+
+from django.apps import AppConfig
+
+
+class UnkeyConfig(AppConfig):
+    name = "unkey"
+
+    def ready(self) -> None:
+        from unkey import celery  # noqa: F401  (tasks bind to this application)

@@ -1,0 +1,286 @@
+"""Settings: every one is an environment variable, typed, with a default and a line of explanation.
+
+Pure Python, so that web, worker, edge, agent and the CLI read the same table:
+
+    from unkey.env import env
+    env.WEB_PORT            # 8080, or what the environment says
+
+Reading a malformed value raises `BadSetting`, which names the variable and what it expects.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class BadSetting(ValueError):
+    """An environment variable holds what its type cannot be read from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting.
+
+    Args:
+        name: the environment variable.
+        kind: what it is, in words, for `manage.py settings --explain`.
+        parse: text to value; raises ValueError.
+        default: text, read by `parse`; `{var}` stands for the folder UNKEY_VAR.
+        help: one line.
+        secret: shown as set or not set, never its value.
+    """
+
+    name: str
+    kind: str
+    parse: Callable[[str], Any]
+    default: str
+    help: str
+    secret: bool = False
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off", ""}:
+        return False
+    raise ValueError(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 < port < 65536:
+        raise ValueError(text)
+    return port
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError(text)
+    return number
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(text)
+        return text
+
+    return parse
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+SETTINGS: tuple[Setting, ...] = (
+    Setting(
+        "UNKEY_VAR",
+        "folder",
+        _path,
+        str(ROOT / "var"),
+        "everything that is written: database, secrets, objects, logs, pids",
+    ),
+    Setting("DEBUG", "flag", _flag, "1", "development mode; 0 in production"),
+    Setting(
+        "SECRET_KEY", "text", str, "", "Django's signing key; made in var/secrets when empty", secret=True
+    ),
+    Setting("ALLOWED_HOSTS", "list", _names, "*", "host names that web and feed answer to"),
+    Setting(
+        "DATABASE_URL",
+        "url",
+        str,
+        "sqlite:///{var}/unkey.sqlite3",
+        "sqlite:///path or mysql://user:password@host:port/name",
+        secret=True,
+    ),
+    Setting(
+        "CELERY_BROKER_URL",
+        "url",
+        str,
+        "filesystem://{var}/broker",
+        "filesystem://folder, redis://… or amqp://…",
+        secret=True,
+    ),
+    Setting(
+        "REDIS_URL",
+        "url",
+        str,
+        "",
+        "redis://… for shared counters and faster invalidation; empty: in process",
+        secret=True,
+    ),
+    Setting("CLICKHOUSE_URL", "url", str, "", "analytics at scale; empty: segment files", secret=True),
+    Setting(
+        "OBJECT_STORE_URL", "url", str, "file://{var}/objects", "file://folder or s3://bucket", secret=True
+    ),
+    Setting("VAULT_URL", "url", str, "local:", "local: in process, or the URL of a vault process"),
+    Setting(
+        "VAULT_MASTER_KEY",
+        "hex",
+        str,
+        "",
+        "key-encryption key, 32 bytes in hexadecimal; made in var/secrets when empty",
+        secret=True,
+    ),
+    Setting(
+        "VAULT_PREVIOUS_MASTER_KEYS",
+        "list",
+        _names,
+        "",
+        "older key-encryption keys, for unwrapping only",
+        secret=True,
+    ),
+    Setting(
+        "AGENT_TOKEN",
+        "text",
+        str,
+        "",
+        "shared by agents and the control plane; made in var/secrets when empty",
+        secret=True,
+    ),
+    Setting(
+        "AGENT_RUNTIME",
+        "process|docker|kubernetes",
+        _choice("process", "docker", "kubernetes"),
+        "process",
+        "what runs instances",
+    ),
+    Setting(
+        "BUILD_BACKEND",
+        "snapshot",
+        _choice("snapshot"),
+        "snapshot",
+        "what turns source into something to run",
+    ),
+    Setting(
+        "ACME_DIRECTORY_URL",
+        "url",
+        str,
+        "",
+        "ACME directory; empty: the local CA that is made on first start",
+    ),
+    Setting("REGION", "name", str, "local", "region of this machine's edge and agent"),
+    Setting("DEFAULT_DOMAIN", "name", str, "unkey.localhost", "apex of generated host names"),
+    Setting("BIND", "address", str, "127.0.0.1", "address that every process listens on"),
+    Setting(
+        "PORTS",
+        "default|auto",
+        _choice("default", "auto"),
+        "default",
+        "auto: `manage.py up` takes free ports",
+    ),
+    Setting("WEB_PORT", "port", _port, "8080", "web: admin, management API"),
+    Setting("WEB_WORKERS", "count", _count, "1", "processes of web"),
+    Setting("WEB_THREADS", "count", _count, "8", "threads of each web process"),
+    Setting("FEED_PORT", "port", _port, "8081", "feed: agents' watch streams"),
+    Setting("VAULT_PORT", "port", _port, "8060", "vault process, when one is run"),
+    Setting("AGENT_PORT", "port", _port, "8070", "agent: health, metrics, logs of instances"),
+    Setting("EDGE_API_PORT", "port", _port, "7070", "edge: verification API, and /v2 passed on to web"),
+    Setting("EDGE_HTTP_PORT", "port", _port, "7080", "edge: HTTP of deployed apps"),
+    Setting("EDGE_HTTPS_PORT", "port", _port, "7443", "edge: HTTPS of deployed apps"),
+    Setting("EDGE_METRICS_PORT", "port", _port, "9090", "edge: health and Prometheus metrics"),
+    Setting(
+        "EDGE_ROLE",
+        "all|api|frontline|sentinel",
+        _choice("all", "api", "frontline", "sentinel"),
+        "all",
+        "what this edge process does",
+    ),
+    Setting("EDGE_ID", "name", str, "edge-1", "name of this edge; its snapshot and ledger are kept under it"),
+    Setting("EDGE_POLL_MS", "milliseconds", _count, "100", "how often an edge asks for changes"),
+    Setting("EDGE_HTTPS_REDIRECT", "flag", _flag, "0", "answer plain HTTP by a redirect to HTTPS"),
+    Setting("WORKER_CONCURRENCY", "count", _count, "4", "workflow steps that one worker runs at a time"),
+    Setting(
+        "WORKFLOW_LEASE_SECONDS",
+        "seconds",
+        _count,
+        "15",
+        "how long a step may be silent before another worker takes it over",
+    ),
+    Setting("SNAPSHOT_MAX_BYTES", "bytes", _count, str(100 * 1024 * 1024), "largest packed source snapshot"),
+    Setting(
+        "DEPLOY_HEALTH_DEADLINE_SECONDS",
+        "seconds",
+        _count,
+        "900",
+        "how long instances may take to become healthy",
+    ),
+    Setting(
+        "STANDBY_AFTER_SECONDS",
+        "seconds",
+        _count,
+        "1800",
+        "how long a replaced live deployment keeps running",
+    ),
+    Setting("WEB_URL", "url", str, "", "where satellites and the edge reach web; empty: this machine"),
+    Setting("FEED_URL", "url", str, "", "where agents reach feed; empty: this machine"),
+    Setting(
+        "LOG_LEVEL",
+        "debug|info|warning|error",
+        _choice("debug", "info", "warning", "error"),
+        "info",
+        "least severe log line that is written",
+    ),
+    Setting("LOG_FORMAT", "json|text", _choice("json", "text"), "text", "how log lines look"),
+)
+
+BY_NAME = {setting.name: setting for setting in SETTINGS}
+
+
+class Env:
+    """The settings as attributes, parsed when they are first read."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._values: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        setting = BY_NAME.get(name)
+        if setting is None:
+            raise AttributeError(name)
+        if name not in self._values:
+            self._values[name] = self._read(setting)
+        return self._values[name]
+
+    def is_set(self, name: str) -> bool:
+        """Say whether the environment itself gives this setting."""
+        return name in self._environ
+
+    def _read(self, setting: Setting) -> Any:
+        text = self._environ.get(setting.name, setting.default)
+        if "{var}" in text:
+            text = text.replace("{var}", str(self.UNKEY_VAR))
+        try:
+            return setting.parse(text)
+        except ValueError:
+            shown = "" if setting.secret else f", not {text!r}"
+            raise BadSetting(f"{setting.name} must be a {setting.kind}{shown}: {setting.help}") from None
+
+    @property
+    def web_url(self) -> str:
+        """Base URL of web, without a trailing slash."""
+        return str(self.WEB_URL or f"http://{self.BIND}:{self.WEB_PORT}").rstrip("/")
+
+    @property
+    def feed_url(self) -> str:
+        """Base URL of feed, without a trailing slash."""
+        return str(self.FEED_URL or f"http://{self.BIND}:{self.FEED_PORT}").rstrip("/")
+
+    def secret(self, name: str) -> str:
+        """Return a secret setting, or the one that is made and kept in `var/secrets`."""
+        from unkey import keyfiles
+
+        given: str = getattr(self, name)
+        return given or keyfiles.read_or_make(self.UNKEY_VAR / "secrets", name.lower())
+
+
+env = Env(os.environ)

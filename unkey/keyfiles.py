@@ -1,0 +1,37 @@
+"""Secrets that are made on first start and kept in `var/secrets`, readable by their owner alone."""
+
+import os
+import secrets
+from pathlib import Path
+
+
+def read_or_make(folder: Path, name: str, nbytes: int = 32) -> str:
+    """Return the secret `name` as hexadecimal text, making it when it is not there yet.
+
+    Several processes may call this at once on first start: the file is written under a temporary
+    name and linked into place, so all of them read the same complete secret.
+
+    Args:
+        folder: directory of the secrets, made with mode 0700.
+        name: file name.
+        nbytes: bytes of randomness; the text is twice as long.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path = folder / name
+    if not path.exists():
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = folder / f".{name}.{os.getpid()}.{secrets.token_hex(4)}"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(nbytes))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            pass
+        finally:
+            draft.unlink()
+    return path.read_text().strip()

@@ -1,0 +1,9 @@
+"""WSGI entry point of web."""
+
+import os
+
+from django.core.wsgi import get_wsgi_application
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "unkey.settings")
+
+application = get_wsgi_application()
