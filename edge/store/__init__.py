@@ -1,0 +1,1 @@
+"""The only room of the edge that knows the database: change feed, caches, snapshot on disk, credits."""

@@ -1,0 +1,177 @@
+"""Records: what the edge knows of the database's rows, immutable, without Django.
+
+Times are Unix milliseconds. `version` is a row's position in its stream of the change feed.
+"""
+
+from enum import Enum
+from typing import Any
+
+from msgspec import Struct
+
+
+class Route(Struct, frozen=True):
+    """A host name (lower case) and the deployment that answers it; stream `routes`."""
+
+    fqdn: str
+    deployment_id: str
+    environment_id: str
+    workspace_id: str
+    project_id: str
+    app_id: str
+    version: int
+    deleted: bool = False
+
+
+class Sentinel(Struct, frozen=True):
+    """What is enforced in front of a deployment; stream `sentinels`.
+
+    Args:
+        policies: as `gateway.setPolicies` stored them.
+        upstream_protocol: `http1` or `h2c`.
+        desired_state: `running` or `stopped`.
+    """
+
+    deployment_id: str
+    workspace_id: str
+    environment_id: str
+    policies: list[dict[str, Any]]
+    upstream_protocol: str
+    desired_state: str
+    version: int
+
+
+class Instance(Struct, frozen=True):
+    """A copy of a deployment as its agent reported it; stream `instances`.
+
+    Args:
+        region: the region's name.
+        address: `host:port`.
+        status: `pending`, `running`, `failed`, `draining` or `gone`.
+    """
+
+    id: str
+    deployment_id: str
+    region: str
+    address: str
+    status: str
+    version: int
+
+
+class Certificate(Struct, frozen=True):
+    """A certificate by host name (`*.` stands for one label); stream `certificates`.
+
+    Args:
+        chain: PEM, leaf first.
+        private_key: PEM; in memory only, the disk has the vault's ciphertext.
+    """
+
+    hostname: str
+    chain: str
+    private_key: str
+    version: int
+
+
+class Workspace(Struct, frozen=True):
+    """A tenant; stream `keys:<shard>`."""
+
+    id: str
+    enabled: bool
+    version: int
+
+
+class RootKey(Struct, frozen=True):
+    """A key that manages a workspace; `hash` is base64(SHA-256(text)); stream `keys:<shard>`."""
+
+    id: str
+    hash: str
+    workspace_id: str
+    permissions: tuple[str, ...]
+    enabled: bool
+    expires_at: int | None
+    version: int
+    deleted: bool = False
+
+
+class Api(Struct, frozen=True):
+    """An API, found by its key space; `ip_whitelist` holds addresses and CIDR ranges."""
+
+    id: str
+    workspace_id: str
+    key_space_id: str
+    ip_whitelist: tuple[str, ...]
+    version: int
+    deleted: bool = False
+
+
+class Ratelimit(Struct, frozen=True):
+    """A configured limit of a key or an identity: `limit` per `duration` milliseconds."""
+
+    id: str
+    name: str
+    limit: int
+    duration: int
+    auto_apply: bool
+
+
+class Identity(Struct, frozen=True):
+    """Who holds keys; its limits are shared among them."""
+
+    id: str
+    workspace_id: str
+    external_id: str
+    meta: dict[str, Any]
+    ratelimits: tuple[Ratelimit, ...]
+    version: int
+    deleted: bool = False
+
+
+class Role(Struct, frozen=True):
+    """A named set of permission slugs."""
+
+    id: str
+    workspace_id: str
+    name: str
+    permissions: tuple[str, ...]
+    version: int
+
+
+class KeyRecord(Struct, frozen=True):
+    """An API key; its API, identity, roles and workspace are referred to by id.
+
+    Args:
+        hash: base64(SHA-256(text)); the text itself is never known.
+        remaining: credits that no edge has leased, None: unlimited; as last read.
+        credits_epoch: leases of an earlier epoch are void.
+        permissions: slugs given directly.
+        role_ids: roles, whose slugs count as well.
+        ratelimits: limits of the key itself.
+    """
+
+    id: str
+    hash: str
+    workspace_id: str
+    key_space_id: str
+    api_id: str
+    start: str
+    name: str
+    meta: dict[str, Any]
+    enabled: bool
+    expires_at: int | None
+    remaining: int | None
+    credits_epoch: int
+    permissions: tuple[str, ...]
+    role_ids: tuple[str, ...]
+    identity_id: str | None
+    ratelimits: tuple[Ratelimit, ...]
+    version: int
+    deleted: bool = False
+
+
+class Absence(Enum):
+    """Why a look-up in memory found no record."""
+
+    UNKNOWN = "the database has no such row, as far as was last known"
+    NOT_LOADED = "ask the database: `await store.fetch_key(hash)`"
+
+
+Record = Route | Sentinel | Instance | Certificate | Workspace | RootKey | Api | Identity | Role | KeyRecord

@@ -1,0 +1,202 @@
+"""What the edge knows, in memory: look-ups for the hot path, and the rules by which records replace each other.
+
+Touched from the event loop's thread alone, so nothing here locks.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from edge.store.records import (
+    Absence,
+    Api,
+    Certificate,
+    Identity,
+    Instance,
+    KeyRecord,
+    Record,
+    Role,
+    RootKey,
+    Route,
+    Sentinel,
+    Workspace,
+)
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Lru(Generic[_K, _V]):
+    """A mapping that forgets what was used least recently once it holds more than `capacity` entries."""
+
+    __slots__ = ("_entries", "capacity")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._entries: OrderedDict[_K, _V] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: _K) -> _V | None:
+        """Return an entry and count it as used."""
+        entries = self._entries
+        entry = entries.get(key)
+        if entry is not None:
+            entries.move_to_end(key)
+        return entry
+
+    def peek(self, key: _K) -> _V | None:
+        """Return an entry without counting it as used."""
+        return self._entries.get(key)
+
+    def put(self, key: _K, entry: _V) -> _V | None:
+        """Set an entry; return the one that had to leave for it."""
+        entries = self._entries
+        entries[key] = entry
+        entries.move_to_end(key)
+        if len(entries) > self.capacity:
+            return entries.popitem(last=False)[1]
+        return None
+
+    def pop(self, key: _K) -> _V | None:
+        """Remove and return an entry."""
+        return self._entries.pop(key, None)
+
+    def values(self) -> Iterable[_V]:
+        """All entries, least recently used first."""
+        return self._entries.values()
+
+
+class State:
+    """Tables of records by the names that the hot path has for them.
+
+    Args:
+        region: instances of this region come first.
+        key_capacity: most keys, and most identities, kept in memory.
+        absent_capacity: most unknown key hashes remembered.
+    """
+
+    def __init__(self, region: str, key_capacity: int, absent_capacity: int = 100_000) -> None:
+        self.region = region
+        self.routes: dict[str, Route] = {}
+        self.sentinels: dict[str, Sentinel] = {}
+        self.certificates: dict[str, Certificate] = {}
+        self.running: dict[str, tuple[Instance, ...]] = {}
+        self.instances: dict[str, Instance] = {}
+        self.workspaces: dict[str, Workspace] = {}
+        self.root_keys: dict[str, RootKey] = {}
+        self.apis: dict[str, Api] = {}
+        self.roles: dict[str, Role] = {}
+        self.identities: Lru[str, Identity] = Lru(key_capacity)
+        self.keys: Lru[str, KeyRecord] = Lru(key_capacity)
+        self.hash_of: dict[str, str] = {}
+        self.absent: Lru[str, float] = Lru(absent_capacity)
+        self.generations: dict[str, int] = {}
+        self.applied: dict[str, int] = {}
+
+    def certificate(self, server_name: str) -> Certificate | None:
+        """Return the certificate for a host name: exact, else the wildcard of its first label."""
+        found = self.certificates.get(server_name)
+        if found is None:
+            _, dot, rest = server_name.partition(".")
+            if dot:
+                found = self.certificates.get(f"*.{rest}")
+        return found
+
+    def key(self, digest: str, now: float) -> KeyRecord | Absence:
+        """Return a key by its hash; `now` is the clock (seconds) that negative entries lapse by."""
+        record = self.keys.get(digest)
+        if record is not None:
+            return Absence.UNKNOWN if record.deleted else record
+        lapses = self.absent.get(digest)
+        if lapses is not None and lapses > now:
+            return Absence.UNKNOWN
+        return Absence.NOT_LOADED
+
+    def apply(self, records: Iterable[Record]) -> list[Record]:
+        """Take records in; return those that changed something.
+
+        An older version never replaces a newer one, in whatever order they come.
+        """
+        return [record for record in records if self._appliers[type(record)](self, record)]
+
+    def _apply_route(self, record: Route) -> bool:
+        return _newer(self.routes, record.fqdn, record)
+
+    def _apply_sentinel(self, record: Sentinel) -> bool:
+        return _newer(self.sentinels, record.deployment_id, record)
+
+    def _apply_certificate(self, record: Certificate) -> bool:
+        return _newer(self.certificates, record.hostname, record)
+
+    def _apply_instance(self, record: Instance) -> bool:
+        if not _newer(self.instances, record.id, record):
+            return False
+        others = [one for one in self.running.get(record.deployment_id, ()) if one.id != record.id]
+        if record.status == "running" and record.address:
+            others.append(record)
+        if others:
+            others.sort(key=lambda one: (one.region != self.region, one.region, one.id))
+            self.running[record.deployment_id] = tuple(others)
+        else:
+            self.running.pop(record.deployment_id, None)
+        return True
+
+    def _apply_workspace(self, record: Workspace) -> bool:
+        return _newer(self.workspaces, record.id, record) and self._touch(record.id)
+
+    def _apply_root_key(self, record: RootKey) -> bool:
+        return _newer(self.root_keys, record.hash, record)
+
+    def _apply_api(self, record: Api) -> bool:
+        return _newer(self.apis, record.id, record) and self._touch(record.workspace_id)
+
+    def _apply_role(self, record: Role) -> bool:
+        return _newer(self.roles, record.id, record) and self._touch(record.workspace_id)
+
+    def _apply_identity(self, record: Identity) -> bool:
+        known = self.identities.peek(record.id)
+        if known is not None and known.version >= record.version:
+            return False
+        self.identities.put(record.id, record)
+        return self._touch(record.workspace_id)
+
+    def _apply_key(self, record: KeyRecord) -> bool:
+        previous_hash = self.hash_of.get(record.id)
+        known = None if previous_hash is None else self.keys.peek(previous_hash)
+        if known is not None and known.version >= record.version:
+            return False
+        if previous_hash is not None and previous_hash != record.hash:
+            self.keys.pop(previous_hash)
+        self.absent.pop(record.hash)
+        self.hash_of[record.id] = record.hash
+        left = self.keys.put(record.hash, record)
+        if left is not None and self.hash_of.get(left.id) == left.hash:
+            del self.hash_of[left.id]
+        return True
+
+    def _touch(self, workspace_id: str) -> bool:
+        self.generations[workspace_id] = self.generations.get(workspace_id, 0) + 1
+        return True
+
+    _appliers: dict[type, Callable[["State", Record], bool]] = {
+        Route: _apply_route,
+        Sentinel: _apply_sentinel,
+        Certificate: _apply_certificate,
+        Instance: _apply_instance,
+        Workspace: _apply_workspace,
+        RootKey: _apply_root_key,
+        Api: _apply_api,
+        Role: _apply_role,
+        Identity: _apply_identity,
+        KeyRecord: _apply_key,
+    }  # type: ignore[dict-item]
+
+
+def _newer(table: dict[str, _V], name: str, record: _V) -> bool:
+    known = table.get(name)
+    if known is not None and known.version >= record.version:  # type: ignore[attr-defined]
+        return False
+    table[name] = record
+    return True
