@@ -1,0 +1,69 @@
+"""Admin pages of deployments, their steps, topologies and instances."""
+
+from django.contrib import admin
+
+from apps.deployments.models import Deployment, DeploymentStep, Instance, OpenapiSpec, Topology
+from unkey.admin import ReadOnlyAdmin, RowsInline
+
+
+class StepInline(RowsInline):
+    model = DeploymentStep
+    fields = ("step", "started_at", "ended_at", "message", "error")
+
+
+class TopologyInline(RowsInline):
+    model = Topology
+    fields = ("region", "desired_status", "replicas_min", "replicas_max", "version")
+
+
+class InstanceInline(RowsInline):
+    model = Instance
+    fields = ("name", "region", "address", "status", "message")
+
+
+@admin.register(Deployment)
+class DeploymentAdmin(ReadOnlyAdmin):
+    list_display = (
+        "id",
+        "status",
+        "desired_state",
+        "app",
+        "environment",
+        "trigger",
+        "workspace",
+        "error_code",
+        "created_at",
+    )
+    list_filter = ("status", "desired_state", "trigger")
+    search_fields = ("id", "image", "app__slug", "project__slug", "workspace__slug")
+    ordering = ("-created_at",)
+    inlines = (StepInline, TopologyInline, InstanceInline)
+    exclude = ("variables",)
+
+
+@admin.register(DeploymentStep)
+class DeploymentStepAdmin(ReadOnlyAdmin):
+    list_display = ("id", "deployment", "step", "started_at", "ended_at", "message", "error")
+    list_filter = ("step",)
+    search_fields = ("deployment__id", "message", "error")
+    ordering = ("-id",)
+
+
+@admin.register(Topology)
+class TopologyAdmin(ReadOnlyAdmin):
+    list_display = ("id", "deployment", "region", "desired_status", "replicas_min", "replicas_max", "version")
+    list_filter = ("desired_status",)
+    search_fields = ("deployment__id", "region__name")
+
+
+@admin.register(Instance)
+class InstanceAdmin(ReadOnlyAdmin):
+    list_display = ("id", "deployment", "region", "address", "status", "name", "updated_at")
+    list_filter = ("status",)
+    search_fields = ("id", "name", "address", "deployment__id")
+
+
+@admin.register(OpenapiSpec)
+class OpenapiSpecAdmin(ReadOnlyAdmin):
+    list_display = ("id", "deployment", "path", "digest", "workspace", "created_at")
+    search_fields = ("id", "deployment__id", "digest")

@@ -1,0 +1,97 @@
+"""Admin pages of the API-key product."""
+
+from django.contrib import admin
+
+from apps.keys.models import (
+    Api,
+    CreditLease,
+    EncryptedKey,
+    Identity,
+    Key,
+    KeySpace,
+    Permission,
+    Ratelimit,
+    Role,
+)
+from unkey.admin import ReadOnlyAdmin, RowsInline
+
+
+class RatelimitInline(RowsInline):
+    model = Ratelimit
+    fields = ("name", "limit", "duration_ms", "auto_apply")
+
+
+@admin.register(KeySpace)
+class KeySpaceAdmin(ReadOnlyAdmin):
+    list_display = (
+        "id",
+        "workspace",
+        "default_prefix",
+        "default_bytes",
+        "store_encrypted_keys",
+        "created_at",
+    )
+    search_fields = ("id", "workspace__slug")
+
+
+@admin.register(Api)
+class ApiAdmin(ReadOnlyAdmin):
+    list_display = ("name", "id", "key_space", "workspace", "delete_protection", "deleted_at", "created_at")
+    search_fields = ("id", "name", "key_space__id", "workspace__slug")
+
+
+@admin.register(Identity)
+class IdentityAdmin(ReadOnlyAdmin):
+    list_display = ("external_id", "id", "workspace", "deleted_at", "created_at")
+    search_fields = ("id", "external_id", "workspace__slug")
+    inlines = (RatelimitInline,)
+
+
+@admin.register(Permission)
+class PermissionAdmin(ReadOnlyAdmin):
+    list_display = ("slug", "name", "workspace", "created_at")
+    search_fields = ("id", "slug", "name", "workspace__slug")
+
+
+@admin.register(Role)
+class RoleAdmin(ReadOnlyAdmin):
+    list_display = ("name", "description", "workspace", "created_at")
+    search_fields = ("id", "name", "workspace__slug")
+
+
+@admin.register(Key)
+class KeyAdmin(ReadOnlyAdmin):
+    list_display = (
+        "id",
+        "start",
+        "name",
+        "key_space",
+        "identity",
+        "workspace",
+        "enabled",
+        "remaining",
+        "expires_at",
+        "deleted_at",
+    )
+    list_filter = ("enabled",)
+    search_fields = ("id", "start", "name", "identity__external_id", "workspace__slug")
+    inlines = (RatelimitInline,)
+
+
+@admin.register(EncryptedKey)
+class EncryptedKeyAdmin(ReadOnlyAdmin):
+    list_display = ("pk", "key", "workspace")
+    search_fields = ("key__id", "workspace__slug")
+    fields = ("key", "workspace")
+
+
+@admin.register(Ratelimit)
+class RatelimitAdmin(ReadOnlyAdmin):
+    list_display = ("name", "limit", "duration_ms", "auto_apply", "key", "identity", "workspace")
+    search_fields = ("id", "name", "key__id", "identity__external_id")
+
+
+@admin.register(CreditLease)
+class CreditLeaseAdmin(ReadOnlyAdmin):
+    list_display = ("id", "key", "edge_id", "amount", "spent", "epoch", "expires_at")
+    search_fields = ("id", "key__id", "edge_id")

@@ -1,0 +1,100 @@
+"""The base of every admin page: all workspaces, read-mostly, with links between related rows."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from django.contrib import admin
+from django.db import models
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from django.urls import NoReverseMatch, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from unkey.tenancy import unscoped
+
+admin.site.site_header = "Unkey"
+admin.site.site_title = "Unkey"
+admin.site.index_title = "Platform"
+
+
+class ReadOnlyAdmin(admin.ModelAdmin):
+    """Shows rows of all workspaces and changes none: changes go through the services.
+
+    Foreign keys in `list_display` are shown as links to their rows.
+    """
+
+    list_per_page = 50
+    show_full_result_count = False
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        with unscoped("the admin shows every workspace to staff"):
+            return super().get_queryset(request)
+
+    def get_list_display(self, request: HttpRequest) -> Sequence[Any]:
+        columns = super().get_list_display(request)
+        return [self._linked(column) for column in columns]
+
+    def get_list_select_related(self, request: HttpRequest) -> Sequence[str]:
+        return [name for name in self.list_display if isinstance(name, str) and self._relation(name)]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Sequence[str]:
+        return [field.name for field in self.model._meta.fields]
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        with unscoped("the admin shows every workspace to staff"):
+            return super().changeform_view(request, *args, **kwargs)
+
+    def _relation(self, name: str) -> bool:
+        try:
+            field = self.model._meta.get_field(name)
+        except Exception:  # a method or an attribute, not a column
+            return False
+        return isinstance(field, models.ForeignKey)
+
+    def _linked(self, column: Any) -> Any:
+        if not isinstance(column, str) or not self._relation(column):
+            return column
+        return _link_to(column)
+
+
+class RowsInline(admin.TabularInline):
+    """Related rows below a row, read-only, each with a link to its own page."""
+
+    extra = 0
+    can_delete = False
+    show_change_link = True
+    max_num = 0
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        with unscoped("the admin shows every workspace to staff"):
+            return super().get_queryset(request)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Sequence[str]:
+        return list(self.fields or [])  # type: ignore[arg-type]
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+
+def _link_to(name: str) -> Callable[[Any], SafeString | str]:
+    @admin.display(description=name.replace("_", " "), ordering=name)
+    def link(row: Any) -> SafeString | str:
+        target = getattr(row, name)
+        if target is None:
+            return "-"
+        try:
+            url = reverse(
+                f"admin:{target._meta.app_label}_{target._meta.model_name}_change", args=[target.pk]
+            )
+        except NoReverseMatch:
+            return str(target)
+        return format_html('<a href="{}">{}</a>', url, target)
+
+    return link
