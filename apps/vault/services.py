@@ -1,0 +1,135 @@
+"""Envelope encryption of secrets: needs no database, works the same in every process.
+
+    from apps.vault import services as vault
+    ciphertext = vault.encrypt(environment.id, "s3cret")
+    vault.decrypt(environment.id, ciphertext)
+
+A key ring is a tenant's name: the workspace id for its keys, the environment id for its variables,
+`certificates` for TLS keys. A ciphertext opens only in the ring that it was made in.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from apps.vault import ciphertext
+from apps.vault.datakeys import DataKeys, master_key
+from apps.vault.errors import InvalidPlaintext, Undecryptable
+from unkey import clock
+from unkey.env import BadSetting, env
+from unkey.objects import open_store
+
+
+class Vault:
+    """Encrypts and decrypts by the data keys of the key rings.
+
+    Every method raises `VaultUnavailable` when the store does not answer, `UnknownMasterKey` when a
+    data key was wrapped by a key-encryption key that is not configured, and `InvalidKeyring`.
+    """
+
+    def __init__(self, keys: DataKeys) -> None:
+        self._keys = keys
+
+    def encrypt(self, keyring: str, plaintext: str) -> str:
+        """Encrypt a text.
+
+        Raises:
+            InvalidPlaintext: it has lone surrogates.
+        """
+        try:
+            raw = plaintext.encode()
+        except UnicodeEncodeError:
+            raise InvalidPlaintext("the text is no valid Unicode") from None
+        key = self._keys.latest(keyring)
+        sealed = ciphertext.seal(
+            key.key, key.id, purpose="data", context=keyring, plaintext=raw, time=clock.now_ms()
+        )
+        return ciphertext.to_text(sealed)
+
+    def decrypt(self, keyring: str, encrypted: str) -> str:
+        """Decrypt what `encrypt` returned for the same ring.
+
+        Raises:
+            Undecryptable: it is malformed, was changed, or belongs to another ring.
+        """
+        sealed = ciphertext.from_text(encrypted)
+        key = self._keys.get(keyring, sealed.key_id)
+        raw = ciphertext.unseal(key.key, sealed, purpose="data", context=keyring)
+        try:
+            return raw.decode()
+        except UnicodeDecodeError:
+            raise Undecryptable("the value holds no text") from None
+
+    def re_encrypt(self, keyring: str, encrypted: str) -> str:
+        """Encrypt again by the ring's newest data key, looked up anew."""
+        plaintext = self.decrypt(keyring, encrypted)
+        self._keys.forget_latest(keyring)
+        return self.encrypt(keyring, plaintext)
+
+    def rotate(self, keyring: str) -> str:
+        """Make a new data key the ring's newest; return its id."""
+        return self._keys.rotate(keyring).id
+
+    def roll(self) -> int:
+        """Wrap every data key by the current key-encryption key; return how many were not yet."""
+        return self._keys.rewrap()
+
+    def liveness(self) -> str:
+        """Return "ok" when the store answers."""
+        self._keys.check()
+        return "ok"
+
+
+@lru_cache(maxsize=1)
+def local_vault() -> Vault:
+    """Return this process's vault, made from the settings.
+
+    Raises:
+        BadSetting: a key or a URL cannot be read.
+    """
+    if env.VAULT_URL != "local:":
+        raise BadSetting("VAULT_URL must be local: (the vault inside each process)")
+    current = master_key(env.secret("VAULT_MASTER_KEY"), "VAULT_MASTER_KEY")
+    previous = [master_key(text, "VAULT_PREVIOUS_MASTER_KEYS") for text in env.VAULT_PREVIOUS_MASTER_KEYS]
+    return Vault(DataKeys(open_store(env.OBJECT_STORE_URL), current, previous))
+
+
+def encrypt(keyring: str, plaintext: str) -> str:
+    """Encrypt a text in a key ring; see `Vault.encrypt`."""
+    return local_vault().encrypt(keyring, plaintext)
+
+
+def decrypt(keyring: str, encrypted: str) -> str:
+    """Decrypt a text of a key ring; see `Vault.decrypt`."""
+    return local_vault().decrypt(keyring, encrypted)
+
+
+def encrypt_bulk(keyring: str, items: Mapping[str, str]) -> dict[str, str]:
+    """Encrypt several texts, all or none; names are kept."""
+    vault = local_vault()
+    return {name: vault.encrypt(keyring, plaintext) for name, plaintext in items.items()}
+
+
+def decrypt_bulk(keyring: str, items: Mapping[str, str]) -> dict[str, str]:
+    """Decrypt several texts, all or none; names are kept."""
+    vault = local_vault()
+    return {name: vault.decrypt(keyring, encrypted) for name, encrypted in items.items()}
+
+
+def re_encrypt(keyring: str, encrypted: str) -> str:
+    """Encrypt again by the ring's newest data key; see `Vault.re_encrypt`."""
+    return local_vault().re_encrypt(keyring, encrypted)
+
+
+def rotate(keyring: str) -> str:
+    """Give a ring a new data key; see `Vault.rotate`."""
+    return local_vault().rotate(keyring)
+
+
+def roll() -> int:
+    """Wrap every data key by the current key-encryption key; see `Vault.roll`."""
+    return local_vault().roll()
+
+
+def liveness() -> str:
+    """Say "ok" when the vault can work; see `Vault.liveness`."""
+    return local_vault().liveness()
