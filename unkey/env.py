@@ -11,6 +11,7 @@ Reading a malformed value raises `BadSetting`, which names the variable and what
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,10 @@ def _choice(*allowed: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    return tuple(ip_network(part) for part in _names(text))
 
 
 def _path(text: str) -> Path:
@@ -172,6 +177,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("DEFAULT_DOMAIN", "name", str, "unkey.localhost", "apex of generated host names"),
     Setting("BIND", "address", str, "127.0.0.1", "address that every process listens on"),
     Setting(
+        "TRUSTED_PROXIES",
+        "list of networks",
+        _networks,
+        "127.0.0.0/8,::1/128",
+        "whose X-Forwarded-For tells the address of a caller: the edge, a load balancer",
+    ),
+    Setting(
         "PORTS",
         "default|auto",
         _choice("default", "auto"),
@@ -198,6 +210,18 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("EDGE_ID", "name", str, "edge-1", "name of this edge; its snapshot and ledger are kept under it"),
     Setting("EDGE_POLL_MS", "milliseconds", _count, "100", "how often an edge asks for changes"),
     Setting("EDGE_HTTPS_REDIRECT", "flag", _flag, "0", "answer plain HTTP by a redirect to HTTPS"),
+    Setting("EDGE_MAX_HEADER_BYTES", "bytes", _count, "32768", "largest head of a request or response"),
+    Setting("EDGE_MAX_HEADERS", "count", _count, "100", "headers that a request may have"),
+    Setting("EDGE_MAX_BODY_BYTES", "bytes", _count, str(100 * 1024 * 1024), "largest request body; 0: any"),
+    Setting("EDGE_HEADER_TIMEOUT_SECONDS", "seconds", _count, "10", "how long a client may take for a head"),
+    Setting("EDGE_IDLE_TIMEOUT_SECONDS", "seconds", _count, "75", "how long a connection may stay unused"),
+    Setting("EDGE_REQUEST_TIMEOUT_SECONDS", "seconds", _count, "900", "how long a request may take in all"),
+    Setting(
+        "EDGE_CONNECT_TIMEOUT_SECONDS", "seconds", _count, "2", "how long connecting to an instance may take"
+    ),
+    Setting(
+        "EDGE_DRAIN_SECONDS", "seconds", _count, "30", "how long requests may take to end after a SIGTERM"
+    ),
     Setting("WORKER_CONCURRENCY", "count", _count, "4", "workflow steps that one worker runs at a time"),
     Setting(
         "WORKFLOW_LEASE_SECONDS",
@@ -268,12 +292,17 @@ class Env:
     @property
     def web_url(self) -> str:
         """Base URL of web, without a trailing slash."""
-        return str(self.WEB_URL or f"http://{self.BIND}:{self.WEB_PORT}").rstrip("/")
+        return str(self.WEB_URL or f"http://{self.local_address}:{self.WEB_PORT}").rstrip("/")
 
     @property
     def feed_url(self) -> str:
         """Base URL of feed, without a trailing slash."""
-        return str(self.FEED_URL or f"http://{self.BIND}:{self.FEED_PORT}").rstrip("/")
+        return str(self.FEED_URL or f"http://{self.local_address}:{self.FEED_PORT}").rstrip("/")
+
+    @property
+    def local_address(self) -> str:
+        """Where this machine reaches its own processes, which listen on BIND."""
+        return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(str(self.BIND), str(self.BIND))  # noqa: S104
 
     def secret(self, name: str) -> str:
         """Return a secret setting, or the one that is made and kept in `var/secrets`."""

@@ -89,6 +89,10 @@ RequestBodyUnreadable = _fault("user:bad_request:request_body_unreadable", 400, 
 RequestTimeout = _fault("user:bad_request:request_timeout", 408, "Request Timeout")
 ClientClosedRequest = _fault("user:bad_request:client_closed_request", 499, "Client Closed Request")
 WorkspaceRateLimited = _fault("user:too_many_requests:workspace_rate_limited", 429, "Too Many Requests")
+MalformedRequest = _fault("user:bad_request:malformed_request", 400, "Bad Request")
+RequestHeadersTooLarge = _fault(
+    "user:bad_request:request_headers_too_large", 431, "Request Header Fields Too Large"
+)
 RouteNotFound = _fault("user:bad_request:route_not_found", 404, "Not Found")
 MethodNotAllowed = _fault("user:bad_request:method_not_allowed", 405, "Method Not Allowed")
 
@@ -117,6 +121,7 @@ IdentityNotFound = _not_found("identity")
 RegionNotFound = _not_found("region")
 SnapshotNotFound = _not_found("snapshot")
 
+WorkspaceAlreadyExists = _conflict("workspace")
 ProjectAlreadyExists = _conflict("project")
 AppAlreadyExists = _conflict("app")
 PermissionAlreadyExists = _conflict("permission")
