@@ -73,8 +73,9 @@ def expect(condition: bool, message: str) -> None:
 class System:
     """The platform: `manage.py up` as a child process, with its ports and a root key."""
 
-    def __init__(self) -> None:
-        self.environ = {**os.environ, "UNKEY_VAR": str(VAR)}
+    def __init__(self, var: Path) -> None:
+        self.var = var
+        self.environ = {**os.environ, "UNKEY_VAR": str(var)}
         if any(_taken(int(self.environ.get(name, default))) for name, default in PORT_SETTINGS.items()):
             self.environ.setdefault("PORTS", "auto")
         self.process: subprocess.Popen[bytes] | None = None
@@ -84,7 +85,11 @@ class System:
     def manage(self, *arguments: str, **environ: str) -> str:
         """Run a management command and return what it printed."""
         done = subprocess.run(
-            [PYTHON, "manage.py", *arguments], cwd=ROOT, env={**self.environ, **environ}, capture_output=True, text=True
+            [PYTHON, "manage.py", *arguments],
+            cwd=ROOT,
+            env={**self.environ, **environ},
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             raise DemoFailed(f"manage.py {arguments[0]}: {done.stderr.strip() or done.stdout.strip()}")
@@ -92,23 +97,41 @@ class System:
 
     def start(self) -> None:
         """Start everything and wait until every process is healthy."""
-        run = VAR / "run"
-        VAR.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run = self.var / "run"
+        self.var.mkdir(mode=0o700, parents=True, exist_ok=True)
         (run / "ports.json").unlink(missing_ok=True)
-        self.log = (VAR / "demo.log").open("w")
+        self.log = (self.var / "up.log").open("a")
         self.process = subprocess.Popen(
-            [PYTHON, "manage.py", "up"], cwd=ROOT, env=self.environ, stdout=self.log, stderr=self.log, start_new_session=True
+            [PYTHON, "manage.py", "up"],
+            cwd=ROOT,
+            env=self.environ,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,
         )
         deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
+        while not (run / "ports.json").exists():
             if self.process.poll() is not None:
-                raise DemoFailed(f"`manage.py up` ended with status {self.process.returncode}:\n{self.tail()}")
-            with contextlib.suppress(OSError, ValueError):
-                self.ports = json.loads((run / "ports.json").read_text())
-                if all(self._healthy(self.ports[name]) for name in ("WEB_PORT", "EDGE_METRICS_PORT", "AGENT_PORT", "FEED_PORT")):
-                    return
+                raise DemoFailed(
+                    f"`manage.py up` ended with status {self.process.returncode}:\n{self.tail()}"
+                )
+            expect(time.monotonic() < deadline, f"`manage.py up` names no ports:\n{self.tail()}")
+            time.sleep(0.05)
+        self.ports = json.loads((run / "ports.json").read_text())
+        self.wait_healthy()
+
+    def wait_healthy(
+        self, ports: tuple[str, ...] = ("WEB_PORT", "FEED_PORT", "AGENT_PORT", "EDGE_METRICS_PORT")
+    ) -> None:
+        """Wait until the processes behind these ports say that they are ready."""
+        deadline = time.monotonic() + START_SECONDS
+        while not all(self._healthy(self.ports[name]) for name in ports):
+            if self.process is not None and self.process.poll() is not None:
+                raise DemoFailed(
+                    f"`manage.py up` ended with status {self.process.returncode}:\n{self.tail()}"
+                )
+            expect(time.monotonic() < deadline, f"not healthy within {START_SECONDS} s:\n{self.tail()}")
             time.sleep(0.1)
-        raise DemoFailed(f"the system was not healthy within {START_SECONDS} s:\n{self.tail()}")
 
     def stop(self) -> None:
         """Stop everything and wait for it."""
@@ -123,7 +146,13 @@ class System:
 
     def tail(self) -> str:
         """Return the last lines that the system wrote."""
-        return "\n".join((VAR / "demo.log").read_text().splitlines()[-20:])
+        return "\n".join((self.var / "up.log").read_text().splitlines()[-20:])
+
+    def visitor(self, host: str) -> "Visitor":
+        """Return a visitor of a deployed app."""
+        return Visitor(
+            host, self.ports["EDGE_HTTP_PORT"], self.ports["EDGE_HTTPS_PORT"], self.var / "ca" / "ca.pem"
+        )
 
     def url(self, port: str) -> str:
         """Return `http://127.0.0.1:<port>`."""
@@ -141,20 +170,28 @@ class System:
 
 
 class Platform:
-    """The public interfaces: `/v2` and the `unkey` command."""
+    """The public interfaces: `/v2` and the `unkey` command.
 
-    def __init__(self, api_url: str, root_key: str) -> None:
+    Args:
+        api_url: the edge's API port.
+        root_key: of the workspace.
+        login: the file that the command would keep its login in.
+    """
+
+    def __init__(self, api_url: str, root_key: str, login: Path) -> None:
         self.root_key = root_key
         self._environ = {
             **os.environ,
             "UNKEY_API_URL": api_url,
             "UNKEY_ROOT_KEY": root_key,
-            "UNKEY_CONFIG": str(VAR / "demo-login.json"),
+            "UNKEY_CONFIG": str(login),
             "PYTHONPATH": str(ROOT),
         }
         self._address = api_url.removeprefix("http://")
 
-    def call(self, operation: str, body: dict[str, Any], *, status: int | tuple[int, ...] = (200, 201, 202)) -> Any:
+    def call(
+        self, operation: str, body: dict[str, Any], *, status: int | tuple[int, ...] = (200, 201, 202)
+    ) -> Any:
         """Call an operation; returns its data."""
         connection = http.client.HTTPConnection(self._address, timeout=30)
         connection.request(
@@ -173,9 +210,16 @@ class Platform:
     def unkey(self, *arguments: str) -> Any:
         """Run the `unkey` command with --json; returns its document."""
         done = subprocess.run(
-            [PYTHON, "-m", "cli.main", *arguments, "--json"], env=self._environ, cwd=ROOT, capture_output=True, text=True
+            [PYTHON, "-m", "cli.main", *arguments, "--json"],
+            env=self._environ,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
-        expect(done.returncode == 0, f"unkey {' '.join(arguments[:2])} exited with {done.returncode}: {done.stderr.strip()}")
+        expect(
+            done.returncode == 0,
+            f"unkey {' '.join(arguments[:2])} exited with {done.returncode}: {done.stderr.strip()}",
+        )
         return json.loads(done.stdout)
 
 
@@ -186,12 +230,14 @@ class Visitor:
         host: the generated host name.
         http_port: the edge's HTTP port on this machine.
         https_port: the edge's HTTPS port.
+        authority: file of the certificate authority that signs the host's certificate.
     """
 
-    def __init__(self, host: str, http_port: int, https_port: int) -> None:
+    def __init__(self, host: str, http_port: int, https_port: int, authority: Path) -> None:
         self.host = host
         self.http_port = http_port
         self.https_port = https_port
+        self.authority = authority
 
     def get(self, path: str = "/", key: str | None = None, *, tls: bool = False) -> tuple[int, Any]:
         """Return the status and the JSON body of a GET."""
@@ -206,7 +252,7 @@ class Visitor:
         if not tls:
             return http.client.HTTPConnection("127.0.0.1", self.http_port, timeout=30)
         raw = socket.create_connection(("127.0.0.1", self.https_port), timeout=30)
-        context = ssl.create_default_context(cafile=VAR / "ca" / "ca.pem")
+        context = ssl.create_default_context(cafile=self.authority)
         connection = http.client.HTTPConnection(self.host)
         connection.sock = context.wrap_socket(raw, server_hostname=self.host)
         return connection
@@ -236,7 +282,9 @@ class Visitor:
             time.sleep(0.02)
         for _ in range(20):
             status, body = self.get("/", key)
-            expect(status == 200 and body["version"] == version, f"after version {version} came {status} {body}")
+            expect(
+                status == 200 and body["version"] == version, f"after version {version} came {status} {body}"
+            )
 
 
 class Background:
@@ -291,10 +339,14 @@ def run(story: Story, system: System) -> dict[str, Any]:
         system.start()
     password = secrets.token_urlsafe(12)
     with story.step("bootstrap", "make a workspace, a root key and an admin"):
-        workspace = json.loads(system.manage("create_workspace", "Demo", "--slug", "demo", "--exist-ok", "--json"))
-        root = json.loads(system.manage("create_root_key", "--workspace", "demo", "--name", "demo", "--all", "--json"))
+        workspace = json.loads(
+            system.manage("create_workspace", "Demo", "--slug", "demo", "--exist-ok", "--json")
+        )
+        root = json.loads(
+            system.manage("create_root_key", "--workspace", "demo", "--name", "demo", "--all", "--json")
+        )
         system.manage("create_admin", "--username", "admin", DJANGO_SUPERUSER_PASSWORD=password)
-    platform = Platform(system.url("EDGE_API_PORT"), root["key"])
+    platform = Platform(system.url("EDGE_API_PORT"), root["key"], VAR / "demo-login.json")
 
     project, app, environment = "hello", "default", "production"
     place = {"project": project, "app": app, "environment": environment}
@@ -308,11 +360,13 @@ def run(story: Story, system: System) -> dict[str, Any]:
     with story.step("deploy_1", "deploy version 1"):
         first = platform.unkey("deploy", str(HELLO), *options)
     host = min(first["domains"], key=len)
-    visitor = Visitor(host, system.ports["EDGE_HTTP_PORT"], system.ports["EDGE_HTTPS_PORT"])
+    visitor = system.visitor(host)
     with story.step("call_1", f"call {host}"):
         visitor.until_version("1", None)
         status, body = visitor.get("/greet?name=Ada")
-        expect((status, body["message"]) == (200, "Good day, Ada!"), f"the variable is not seen: {status} {body}")
+        expect(
+            (status, body["message"]) == (200, "Good day, Ada!"), f"the variable is not seen: {status} {body}"
+        )
 
     with story.step("key", "create an API and a key"):
         api = platform.call("apis.createApi", {"name": "hello-demo"})["apiId"]
@@ -329,7 +383,9 @@ def run(story: Story, system: System) -> dict[str, Any]:
         _until(lambda: visitor.get("/")[0] == 401, "a call without a key is not refused")
         expect(visitor.get("/", "unknown_key")[0] == 401, "an unknown key is not refused")
         status, body = visitor.get("/whoami", key)
-        expect(status == 200 and body["principal"]["subject"] == "ada", f"the key is refused: {status} {body}")
+        expect(
+            status == 200 and body["principal"]["subject"] == "ada", f"the key is refused: {status} {body}"
+        )
         expect(visitor.get("/", key, tls=True)[0] == 200, "HTTPS does not answer 200")
         expect(visitor.get("/", None, tls=True)[0] == 401, "HTTPS lets a call without a key through")
     with story.step("credits", "exhaust a key with 3 credits: the 4th call is refused"):
@@ -385,7 +441,7 @@ def main() -> int:
     """Run the demo; returns the exit status."""
     keep = os.environ.get("KEEP", "") not in {"", "0"}
     story = Story()
-    system = System()
+    system = System(VAR)
     began = time.monotonic()
     print("unkey demo: one program, deployed, guarded, rolled back\n")
     try:
@@ -462,8 +518,8 @@ def _write(facts: dict[str, Any]) -> None:
 
 
 def _report_log(system: System) -> None:
-    if (VAR / "demo.log").exists():
-        print(f"last lines of {VAR / 'demo.log'}:\n{system.tail()}", file=sys.stderr)
+    if (system.var / "up.log").exists():
+        print(f"last lines of {system.var / 'up.log'}:\n{system.tail()}", file=sys.stderr)
 
 
 if __name__ == "__main__":
