@@ -23,6 +23,31 @@ class Actor:
     user_agent: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who a request was authenticated as, and what it may do.
+
+    Args:
+        workspace_id: the only workspace that the request sees.
+        subject: `rootkey` or `user`.
+        id: identifier of the root key or user.
+        name: what people call it.
+        permissions: tuples (`api.*.read_key`) and URN grants (`unkey:v1:ws_…:keyspaces/*#read_key`).
+        requests_per_minute: the workspace's limit on management requests; None: no limit.
+    """
+
+    workspace_id: str
+    subject: Literal["rootkey", "user"]
+    id: str
+    name: str
+    permissions: frozenset[str]
+    requests_per_minute: int | None = None
+
+    def actor(self, *, remote_ip: str = "", user_agent: str = "") -> Actor:
+        """Return this principal as the actor of a change."""
+        return Actor(self.subject, self.id, self.name, remote_ip, user_agent[:512])
+
+
 def system(name: str) -> Actor:
     """Return the actor of a workflow, job or command."""
     return Actor(type="system", id=name, name=name)

@@ -1,0 +1,1 @@
+"""Operations on APIs and keys: `apis.*`, `keys.*`."""

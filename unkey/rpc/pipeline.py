@@ -1,0 +1,293 @@
+"""What every `/v2` request goes through, outermost first.
+
+1. recover from anything unforeseen, without telling the caller more than the request's id
+2. find the route; read the body within its limit
+3. validate headers and body: every fault at once
+4. authenticate, then the workspace's own request limit
+5. authorise and handle, inside the workspace's scope
+6. write the envelope
+
+Validation comes before authentication: an invalid body with an invalid key is a 400.
+"""
+
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+from django.db import InterfaceError, OperationalError
+from django.http import HttpRequest, HttpResponse
+from django.http.request import UnreadablePostError
+
+from apps.workspaces.services import authenticate_root_key
+from unkey import errors, ids
+from unkey.actors import Actor, Principal
+from unkey.errors import Fault, Violation
+from unkey.rpc.call import Call, Page
+from unkey.rpc.client_address import from_headers
+from unkey.rpc.request_limit import RequestLimit
+from unkey.rpc.routes import Archive, Route, routes
+from unkey.tenancy import workspace_scope
+
+log = structlog.get_logger("unkey.rpc")
+
+BODY_LIMIT = 10 * 1024 * 1024
+_CHUNK = 256 * 1024
+_LOGGED_BODY = 16 * 1024
+_BEARER = re.compile(r"Bearer +(\S+)\Z", re.IGNORECASE)
+_JSON_TYPE = re.compile(r"application/(json|[\w.+-]+\+json)\Z")
+_NOBODY = Principal("", "rootkey", "", "", frozenset())
+
+
+class Rpc:
+    """Answers `/v2` requests; everything else goes on to Django.
+
+    A middleware rather than a view, so that sessions, CSRF and the admin's other needs cost a
+    management request nothing.
+    """
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.get_response = get_response
+        self.limit = RequestLimit()
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        if not request.path_info.startswith("/v2/"):
+            return self.get_response(request)
+        return self.answer(request)
+
+    def answer(self, request: HttpRequest) -> HttpResponse:
+        """Answer one request in the envelope of the API, whatever happens."""
+        request_id = getattr(request, "request_id", None) or ids.new("req")
+        headers: dict[str, str] = {}
+        try:
+            return self._success(request, request_id, headers)
+        except Fault as fault:
+            return _failure(request, request_id, fault, headers)
+        except (OperationalError, InterfaceError):
+            log.exception("rpc.database", path=request.path_info)
+            down = errors.ServiceUnavailable("The database does not answer at the moment. Please try again.")
+            return _failure(request, request_id, down, headers)
+        except Exception:
+            log.exception("rpc.unexpected", path=request.path_info)
+            unforeseen = errors.UnexpectedError(
+                "Something unexpected happened on our side. "
+                f"Please tell us the request id {request_id} if it happens again."
+            )
+            return _failure(request, request_id, unforeseen, headers)
+
+    def _success(self, request: HttpRequest, request_id: str, headers: dict[str, str]) -> HttpResponse:
+        route = _find(request)
+        upload: Path | None = None
+        try:
+            body: dict[str, Any] = {}
+            faults = [] if route.public else _header_faults(request)
+            if isinstance(route.request, Archive):
+                # A body of this size is read only for somebody who may send it.
+                _refuse(faults)
+                _expect_type(request, route.request.content_type)
+            elif route.checker:
+                body = _json_body(request, route, faults)
+            _refuse(faults)
+            principal = _NOBODY if route.public else self._principal(request, headers)
+            with workspace_scope(principal.workspace_id):
+                remote_ip = from_headers(request.META)
+                call = Call(
+                    route=route,
+                    request_id=request_id,
+                    body=body,
+                    headers=request.headers,
+                    remote_ip=remote_ip,
+                    principal=principal,
+                    actor=_actor(principal, remote_ip, request),
+                )
+                if route.permission is not None and not route.permission.placeholders:
+                    call.authorize()
+                if isinstance(route.request, Archive):
+                    upload = call.upload = _receive(request, route.request.limit())
+                _note(call, request)
+                answer = route.handler(call)
+            if not (route.public or call.authorized):
+                raise RuntimeError(f"{route.name} answered without checking its permission")
+            return _envelope(route, request_id, answer, headers)
+        finally:
+            if upload is not None:
+                upload.unlink(missing_ok=True)
+
+    def _principal(self, request: HttpRequest, headers: dict[str, str]) -> Principal:
+        found = _BEARER.match(request.META["HTTP_AUTHORIZATION"].strip())
+        if not found:
+            raise errors.AuthenticationMalformed("The Authorization header must read 'Bearer <root key>'.")
+        principal = authenticate_root_key(found[1])
+        structlog.contextvars.bind_contextvars(workspace_id=principal.workspace_id, subject=principal.id)
+        if principal.requests_per_minute is not None:
+            headers.update(self.limit.check(principal.workspace_id, principal.requests_per_minute))
+        return principal
+
+
+def _find(request: HttpRequest) -> Route:
+    name = request.path_info.removeprefix("/v2/")
+    route = routes().get(name)
+    if route is None:
+        raise errors.RouteNotFound(f"There is no operation {name[:128]!r}.")
+    if request.method != route.method:
+        raise errors.MethodNotAllowed(
+            f"{name} is called by {route.method}, not {request.method}.", headers={"Allow": route.method}
+        )
+    return route
+
+
+def _header_faults(request: HttpRequest) -> list[Violation]:
+    if request.META.get("HTTP_AUTHORIZATION", "").strip():
+        return []
+    return [
+        Violation(
+            "the Authorization header is required",
+            "header.Authorization",
+            "Send 'Authorization: Bearer <root key>'.",
+        )
+    ]
+
+
+def _expect_type(request: HttpRequest, content_type: str) -> None:
+    given = (request.content_type or "").lower()
+    if given != content_type:
+        _refuse([Violation(f"Content-Type must be {content_type}", "header.Content-Type")])
+
+
+def _json_body(request: HttpRequest, route: Route, faults: list[Violation]) -> dict[str, Any]:
+    raw = _read(request, BODY_LIMIT)
+    given = (request.content_type or "").lower()
+    if given and not _JSON_TYPE.match(given):
+        faults.append(Violation("Content-Type must be application/json", "header.Content-Type"))
+        return {}
+    if not raw.strip():
+        faults.append(Violation("a JSON body is required", "body", "Send at least {}."))
+        return {}
+    try:
+        decoded = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        faults.append(Violation(f"the body is not valid JSON: {error}", "body"))
+        return {}
+    assert route.checker is not None
+    found = route.checker.violations(decoded)
+    if found:
+        faults.extend(found)
+        return {}
+    completed: dict[str, Any] = route.checker.complete(decoded)
+    return completed
+
+
+def _refuse(faults: list[Violation]) -> None:
+    if faults:
+        raise errors.InvalidInput(faults[0].message, violations=tuple(faults))
+
+
+def _source(request: HttpRequest) -> Any:
+    # Django reads nothing from a chunked body; the server has undone the chunks and marks the end.
+    if "CONTENT_LENGTH" not in request.META and request.META.get("wsgi.input_terminated"):
+        return request.META["wsgi.input"]
+    return request
+
+
+def _announced(request: HttpRequest, limit: int) -> None:
+    text = request.META.get("CONTENT_LENGTH") or "0"
+    if text.isdigit() and int(text) > limit:
+        raise _too_large(limit)
+
+
+def _too_large(limit: int) -> Fault:
+    return errors.RequestBodyTooLarge(f"The request body must not exceed {limit} bytes.")
+
+
+def _read(request: HttpRequest, limit: int) -> bytes:
+    _announced(request, limit)
+    try:
+        raw: bytes = _source(request).read(limit + 1)
+    except (UnreadablePostError, OSError) as error:
+        raise errors.RequestBodyUnreadable("The request body could not be read to its end.") from error
+    if len(raw) > limit:
+        raise _too_large(limit)
+    return raw
+
+
+def _receive(request: HttpRequest, limit: int) -> Path:
+    """Stream a body to a temporary file; the caller removes it."""
+    _announced(request, limit)
+    source = _source(request)
+    with tempfile.NamedTemporaryFile(prefix="unkey-upload-", delete=False) as file:
+        path = Path(file.name)
+        try:
+            size = 0
+            while chunk := source.read(_CHUNK):
+                size += len(chunk)
+                if size > limit:
+                    raise _too_large(limit)
+                file.write(chunk)
+        except (UnreadablePostError, OSError) as error:
+            path.unlink()
+            raise errors.RequestBodyUnreadable("The request body could not be read to its end.") from error
+        except Fault:
+            path.unlink()
+            raise
+    return path
+
+
+def _actor(principal: Principal, remote_ip: str, request: HttpRequest) -> Actor:
+    return principal.actor(remote_ip=remote_ip, user_agent=request.META.get("HTTP_USER_AGENT", ""))
+
+
+def _note(call: Call, request: HttpRequest) -> None:
+    """Log what is asked, with the fields hidden that the schema marks."""
+    if call.route.public:
+        return
+    noted: dict[str, Any] = {"operation": call.route.name, "request_id": call.request_id}
+    if call.route.checker and int(request.META.get("CONTENT_LENGTH") or 0) <= _LOGGED_BODY:
+        noted["body"] = call.route.checker.redacted(call.body)
+    log.info("rpc", remote_ip=call.remote_ip, **noted)
+
+
+def _envelope(route: Route, request_id: str, answer: Any, headers: Mapping[str, str]) -> HttpResponse:
+    content: dict[str, Any] = {"meta": {"requestId": request_id}}
+    if isinstance(answer, Page):
+        content["data"] = answer.items
+        content["pagination"] = {"hasMore": answer.cursor is not None}
+        if answer.cursor is not None:
+            content["pagination"]["cursor"] = answer.cursor
+    else:
+        content["data"] = answer
+    return _respond(content, route.status, "application/json", headers)
+
+
+def _failure(request: HttpRequest, request_id: str, fault: Fault, headers: Mapping[str, str]) -> HttpResponse:
+    error: dict[str, Any] = {
+        "title": fault.kind.title,
+        "detail": fault.detail,
+        "status": fault.kind.status,
+        "type": fault.kind.url,
+    }
+    if fault.kind.status == 400:
+        # The published clients require the list in every 400.
+        error["errors"] = [
+            {"message": violation.message, "location": violation.location}
+            | ({"fix": violation.fix} if violation.fix else {})
+            for violation in fault.violations
+        ]
+    plain = bool(fault.violations) or isinstance(fault, errors.UnexpectedError)
+    content_type = "application/json" if plain or not _takes_problems(request) else "application/problem+json"
+    content = {"meta": {"requestId": request_id}, "error": error}
+    return _respond(content, fault.kind.status, content_type, {**headers, **fault.headers})
+
+
+def _takes_problems(request: HttpRequest) -> bool:
+    accept = request.META.get("HTTP_ACCEPT", "")
+    ranges = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    return not ranges.isdisjoint({"application/problem+json", "application/*", "*/*"})
+
+
+def _respond(content: Any, status: int, content_type: str, headers: Mapping[str, str]) -> HttpResponse:
+    return HttpResponse(
+        msgspec.json.encode(content), status=status, content_type=content_type, headers=dict(headers)
+    )
