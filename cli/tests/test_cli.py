@@ -1,0 +1,185 @@
+"""The command line against a server that speaks the API's envelopes over a real socket."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Answer = tuple[int, dict[str, Any]]
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Server:
+    """Answers operations from a table and keeps what was asked."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Callable[[dict[str, Any]], Answer]] = {}
+        self.asked: list[tuple[str, dict[str, str], Any]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                raw = self.rfile.read(int(self.headers["Content-Length"]))
+                operation = self.path.removeprefix("/v2/")
+                is_json = self.headers["Content-Type"] == "application/json"
+                body = json.loads(raw) if is_json else {"bytes": len(raw)}
+                outer.asked.append((operation, dict(self.headers), body))
+                status, envelope = outer.answers[operation](body)
+                text = json.dumps(envelope).encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._http.server_port}"
+        threading.Thread(target=self._http.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self._http.shutdown()
+        self._http.server_close()
+
+
+def data(value: Any, **more: Any) -> Callable[[dict[str, Any]], Answer]:
+    return lambda _: (200, {"meta": {"requestId": "req_1"}, "data": value, **more})
+
+
+def refusal(status: int, detail: str, **more: Any) -> Callable[[dict[str, Any]], Answer]:
+    error = {
+        "title": "No",
+        "detail": detail,
+        "status": status,
+        "type": "https://x/errors/unkey/data/x_not_found",
+    }
+    return lambda _: (status, {"meta": {"requestId": "req_1"}, "error": {**error, **more}})
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    running = Server()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def unkey(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    def run(*arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cli.main", *arguments],
+            env={
+                "PATH": "/usr/bin:/bin",
+                "PYTHONPATH": str(ROOT),
+                "UNKEY_CONFIG": str(tmp_path / "login.json"),
+                **environ,
+            },
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            input=stdin,
+            timeout=60,
+        )
+
+    return run
+
+
+def test_login_keeps_a_key_that_works_readable_by_its_owner_alone(server, unkey, tmp_path: Path) -> None:
+    server.answers["projects.listProjects"] = data([], pagination={"hasMore": False})
+    done = unkey("login", "--url", server.url, stdin="unkey_secret\n")
+    assert done.returncode == 0, done.stderr
+    file = tmp_path / "login.json"
+    assert json.loads(file.read_text()) == {"url": server.url, "rootKey": "unkey_secret"}
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert server.asked[0][1]["Authorization"] == "Bearer unkey_secret"
+    assert "unkey_secret" not in done.stdout + done.stderr
+
+
+def test_login_with_a_refused_key_keeps_nothing(server, unkey, tmp_path: Path) -> None:
+    server.answers["projects.listProjects"] = refusal(401, "The provided root key is invalid.")
+    done = unkey("login", "--url", server.url, stdin="unkey_wrong\n")
+    assert (done.returncode, (tmp_path / "login.json").exists()) == (3, False)
+    assert "The provided root key is invalid." in done.stderr
+
+
+def test_without_a_login_the_status_is_3_and_the_text_says_what_to_do(unkey) -> None:
+    done = unkey("ps")
+    assert done.returncode == 3
+    assert "unkey login" in done.stderr
+
+
+def test_an_api_that_cannot_be_reached_is_status_5(unkey) -> None:
+    done = unkey("ps", "--project", "abc", UNKEY_ROOT_KEY="k", UNKEY_API_URL="http://127.0.0.1:9")
+    assert done.returncode == 5
+    assert "Traceback" not in done.stderr
+
+
+def test_not_found_is_status_4_and_json_says_so_too(server, unkey) -> None:
+    server.answers["deployments.listDeployments"] = refusal(404, "The project does not exist.")
+    done = unkey("ps", "--project", "abc", "--json", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert done.returncode == 4
+    assert json.loads(done.stdout) == {"error": "The project does not exist.", "exitStatus": 4}
+
+
+def test_faults_of_a_request_are_listed_with_their_locations(server, unkey) -> None:
+    faults = [{"location": "body.variables[0].key", "message": "must match the pattern"}]
+    server.answers["environments.setEnvironmentVariables"] = refusal(400, "bad", errors=faults)
+    done = unkey("env", "set", "9X=1", "--project", "abc", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert done.returncode == 1
+    assert "body.variables[0].key: must match the pattern" in done.stderr
+
+
+def test_env_set_sends_values_with_equals_signs_whole(server, unkey) -> None:
+    server.answers["environments.setEnvironmentVariables"] = data({})
+    done = unkey("env", "set", "A=b=c", "--project", "abc", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert done.returncode == 0, done.stderr
+    assert server.asked[0][2]["variables"] == [{"key": "A", "value": "b=c", "kind": "writeonly"}]
+    assert (
+        unkey("env", "set", "A", "--project", "abc", "--url", server.url, UNKEY_ROOT_KEY="k").returncode == 2
+    )
+
+
+def test_a_failed_deployment_is_status_1_with_its_last_log_lines(server, unkey, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "Procfile").write_text("web: false\n")
+    error = {"code": "unknown", "step": "deploying", "message": "the program exited with status 1\nlast line"}
+    server.answers |= {
+        "apps.getApp": data({"id": "app_1"}),
+        "snapshots.createSnapshot": data({"image": "snapshot@sha256:" + "0" * 64}),
+        "deployments.createDeployment": data({"deploymentId": "d_1"}),
+        "deployments.listSteps": data({"steps": [], "urls": []}),
+        "deployments.getDeployment": data({"status": "failed", "isCurrent": False, "error": error}),
+    }
+    done = unkey("deploy", str(source), "--project", "abc", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert done.returncode == 1
+    assert "the program exited with status 1" in done.stderr
+    assert "last line" in done.stderr
+
+
+def test_a_folder_that_links_outside_is_refused_before_anything_is_sent(
+    server, unkey, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "escape").symlink_to("/etc/passwd")
+    done = unkey("deploy", str(source), "--project", "abc", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert (done.returncode, server.asked) == (1, [])
+    assert "escape" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_imports_neither_django_nor_the_packer_at_start() -> None:
+    code = "import sys, cli.main; print([m for m in ('django', 'celery', 'apps', 'pathspec', 'httpx') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
