@@ -21,8 +21,12 @@ class RegionAdmin(ReadOnlyAdmin):
 
 @admin.register(Agent)
 class AgentAdmin(ReadOnlyAdmin):
-    list_display = ("id", "region", "url", "applied", "started_at", "last_seen_at")
+    list_display = ("id", "region", "url", "applied", "problem_count", "started_at", "last_seen_at")
     search_fields = ("id", "region__name")
+
+    @admin.display(description="problems")
+    def problem_count(self, agent: Agent) -> int:
+        return len(agent.problems)
 
 
 @admin.register(Edge)

@@ -36,6 +36,9 @@ class Agent(models.Model):
     region: Any = models.ForeignKey(Region, on_delete=models.CASCADE, related_name="agents")
     url = models.CharField(max_length=255, blank=True)
     applied = models.JSONField(default=dict)
+    problems = models.JSONField(
+        default=list, blank=True, help_text="the latest rows that it could not apply, newest first"
+    )
     started_at = models.DateTimeField(default=clock.now)
     last_seen_at = models.DateTimeField(default=clock.now, db_index=True)
 

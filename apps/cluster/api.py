@@ -1,0 +1,204 @@
+"""What agents ask web for and tell it: heartbeats, instances, secrets, snapshots, problems.
+
+Bearers of AGENT_TOKEN only; the watch stream itself is served by feed (`apps.cluster.feed`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from django.http import FileResponse, HttpRequest, JsonResponse
+from django.http.response import HttpResponseBase
+from django.urls import path
+from django.views.decorators.csrf import csrf_exempt
+
+from apps.builds.models import Snapshot
+from apps.cluster import services
+from apps.cluster.tokens import bears_agent_token
+from apps.deployments import services as deployments
+from apps.deployments.models import Topology
+from apps.vault import services as vault
+from apps.vault.errors import VaultError
+from unkey import errors, objects, snapshots
+from unkey.env import env
+
+MAX_BODY = 4 * 1024 * 1024
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+
+
+class Heartbeat(msgspec.Struct):
+    """An agent lives, and has applied these versions."""
+
+    agent: Name
+    region: Name
+    url: Annotated[str, msgspec.Meta(max_length=255)] = ""
+    applied: dict[str, int] = {}
+
+
+class InstanceState(msgspec.Struct):
+    """One instance as its agent sees it."""
+
+    name: Name
+    address: Annotated[str, msgspec.Meta(max_length=255)]
+    status: Annotated[str, msgspec.Meta(pattern="^(pending|running|failed|draining)$")]
+    message: str = ""
+
+
+class InstancesReport(msgspec.Struct):
+    """All instances of a deployment in a region; those that are not listed are gone."""
+
+    agent: Name
+    region: Name
+    deployment_id: Name = msgspec.field(name="deploymentId")
+    instances: list[InstanceState]
+
+
+class SecretsRequest(msgspec.Struct):
+    """Which deployment is about to be started."""
+
+    deployment_id: Name = msgspec.field(name="deploymentId")
+    region: Name
+
+
+class Problem(msgspec.Struct):
+    """A row that the agent could not apply."""
+
+    agent: Name
+    region: Name
+    stream: Name
+    version: int
+    row: Annotated[str, msgspec.Meta(max_length=255)]
+    message: Annotated[str, msgspec.Meta(max_length=4000)]
+
+
+_Body = TypeVar("_Body", bound=msgspec.Struct)
+_View = Callable[..., HttpResponseBase]
+
+
+def _refused(status: int, title: str, detail: str) -> JsonResponse:
+    return JsonResponse({"error": {"title": title, "detail": detail, "status": status}}, status=status)
+
+
+def _for_agents(method: str) -> Callable[[_View], _View]:
+    """Let a view be called by one method and by bearers of AGENT_TOKEN; map domain errors to statuses."""
+
+    def wrap(view: _View) -> _View:
+        @csrf_exempt
+        @functools.wraps(view)
+        def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+            if not bears_agent_token(request.headers.get("Authorization", "")):
+                return _refused(401, "Unauthorized", "Send the AGENT_TOKEN as a bearer token.")
+            if request.method != method:
+                return _refused(405, "Method Not Allowed", f"Use {method}.")
+            try:
+                return view(request, *args, **kwargs)
+            except errors.Fault as fault:
+                return _refused(fault.kind.status, fault.kind.title, fault.detail)
+            except VaultError as error:
+                return _refused(503, "Service Unavailable", f"vault: {type(error).__name__}")
+
+        return guarded
+
+    return wrap
+
+
+def _body(request: HttpRequest, kind: type[_Body]) -> _Body:
+    raw = request.read(MAX_BODY + 1)
+    if len(raw) > MAX_BODY:
+        raise errors.RequestBodyTooLarge(f"A report has at most {MAX_BODY} octets.")
+    try:
+        return msgspec.json.decode(raw, type=kind)
+    except msgspec.DecodeError as error:
+        raise errors.InvalidInput(str(error)) from error
+
+
+@_for_agents("POST")
+def heartbeat(request: HttpRequest) -> HttpResponseBase:
+    """Record that an agent lives."""
+    body = _body(request, Heartbeat)
+    services.agent_heartbeat(body.agent, region=body.region, url=body.url, applied=body.applied)
+    return JsonResponse({})
+
+
+@_for_agents("POST")
+def report_instances(request: HttpRequest) -> HttpResponseBase:
+    """Record all instances of a deployment in a region."""
+    body = _body(request, InstancesReport)
+    deployments.report_instances(
+        body.deployment_id,
+        body.region,
+        [
+            deployments.InstanceReport(
+                name=instance.name,
+                address=instance.address,
+                status=instance.status,
+                message=instance.message,
+            )
+            for instance in body.instances
+        ],
+        body.agent,
+    )
+    return JsonResponse({})
+
+
+@_for_agents("POST")
+def secrets(request: HttpRequest) -> HttpResponseBase:
+    """Return the decrypted variables of a deployment that should run in the agent's region."""
+    body = _body(request, SecretsRequest)
+    topology = (
+        Topology.objects.filter(
+            deployment_id=body.deployment_id, region__name=body.region, desired_status="running"
+        )
+        .select_related("deployment")
+        .first()
+    )
+    if topology is None:
+        raise errors.DeploymentNotFound("No such deployment should run in this region.")
+    deployment = topology.deployment
+    variables = vault.decrypt_bulk(
+        deployment.environment_id,
+        {variable["key"]: variable["ciphertext"] for variable in deployment.variables},
+    )
+    return JsonResponse({"variables": variables}, headers={"Cache-Control": "no-store"})
+
+
+@_for_agents("GET")
+def snapshot(_request: HttpRequest, digest: str) -> HttpResponseBase:
+    """Send the archive of a digest; whose it is does not matter, equal digests are equal octets."""
+    digest = snapshots.parse_reference(snapshots.reference(digest))
+    found = Snapshot.objects.unscoped("an agent asks by digest; equal digests are equal octets").filter(
+        digest=digest
+    )
+    for workspace_id in found.values_list("workspace_id", flat=True):
+        try:
+            file = objects.open_store(env.OBJECT_STORE_URL).get(f"snapshots/{workspace_id}/{digest}")
+        except objects.ObjectNotFound:
+            continue
+        return FileResponse(file, content_type="application/gzip")
+    raise errors.SnapshotNotFound("There is no snapshot of this digest.")
+
+
+@_for_agents("POST")
+def problem(request: HttpRequest) -> HttpResponseBase:
+    """Record a row that an agent could not apply."""
+    body = _body(request, Problem)
+    services.agent_problem(
+        body.agent,
+        region=body.region,
+        stream=body.stream,
+        version=body.version,
+        row=body.row,
+        message=body.message,
+    )
+    return JsonResponse({})
+
+
+urlpatterns = [
+    path("agents/heartbeat", heartbeat),
+    path("instances/report", report_instances),
+    path("secrets", secrets),
+    path("snapshots/<str:digest>", snapshot),
+    path("problems", problem),
+]
