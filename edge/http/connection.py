@@ -1,0 +1,522 @@
+"""A client's connection: reads requests in order, one at a time, and writes their responses.
+
+llhttp (by httptools) checks every head; what it lets pass and a gateway must not is refused here.
+Bytes that arrive while a request is being answered are held back, bounded, and read afterwards:
+pipelined requests are answered in order and never overtake one another.
+"""
+
+import asyncio
+import logging
+import re
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, cast
+
+import httptools
+
+from edge.http.body import BadChunk, ChunkDecoder
+from edge.http.request import STATUS_LINES, Field, Request, host_name
+from unkey.errors import (
+    Fault,
+    FrontlineInternalError,
+    GatewayTimeout,
+    MalformedRequest,
+    MethodNotAllowed,
+    RequestBodyTooLarge,
+    RequestHeadersTooLarge,
+    RequestTimeout,
+)
+
+if TYPE_CHECKING:
+    from edge.http.proxy import Exchange
+    from edge.http.server import Server
+
+log = logging.getLogger(__name__)
+
+_WATCHED = frozenset({b"host", b"connection", b"content-length", b"transfer-encoding", b"upgrade", b"expect"})
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(/[^?#]*)?(\?.*)?", re.IGNORECASE | re.DOTALL)
+_MALFORMED = "The request is malformed: {}."
+_DISCARD_BYTES = 64 * 1024
+_LINGER_SECONDS = 2.0
+
+
+class Phase(IntEnum):
+    """What the next bytes of the client are."""
+
+    HEAD = 0
+    BODY = 1
+    BUSY = 2  # the request is complete, its response is not; bytes belong to the next request
+    TUNNEL = 3
+    LINGER = 4  # all was said; bytes are dropped until the client hangs up
+
+
+class Connection(asyncio.Protocol):
+    """One client connection of a `Server`."""
+
+    __slots__ = (
+        "_decoder",
+        "_fields",
+        "_held",
+        "_parser",
+        "_reading",
+        "_remaining",
+        "_target",
+        "_watched",
+        "deadline",
+        "eof",
+        "exchange",
+        "forwarded",
+        "paused",
+        "peer",
+        "phase",
+        "request",
+        "secure",
+        "server",
+        "transport",
+    )  # fmt: skip
+
+    def __init__(self, server: "Server") -> None:
+        self.server = server
+        self.transport: asyncio.Transport = cast(asyncio.Transport, None)
+        self.request: Request | None = None
+        self.exchange: Exchange | None = None
+        self.phase = Phase.HEAD
+        self.deadline = 0.0
+        self.peer = b""
+        self.secure = server.secure
+        self.forwarded = b""  # the X-Forwarded-* lines that are the same for every request of the connection
+        self.eof = False
+        self.paused = False
+        self._parser: Any = None
+        self._held = b""
+        self._reading = False
+        self._fields: list[Field] = []
+        self._watched: list[tuple[bytes, bytes]] = []
+        self._target = b""
+        self._remaining = 0
+        self._decoder: ChunkDecoder | None = None
+
+    # -- from the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self.peer = str(peer[0]).encode() if peer else b"unknown"
+        self.forwarded = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (
+            self.peer,
+            b"https" if self.secure else b"http",
+        )
+        self.deadline = self.server.now + self.server.limits.header_seconds
+        self.server.connections.add(self)
+        if self.server.draining:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.server.connections.discard(self)
+        if self.exchange is not None:
+            self.exchange.client_gone()
+        if self.request is not None and self.request.method:
+            self.server.aborted += 1
+            self.server.finished(self.request, complete=False)
+        self.request = self.exchange = None
+        self._parser = None
+
+    def data_received(self, data: bytes) -> None:
+        phase = self.phase
+        if phase == Phase.HEAD:
+            if self._held:
+                data = self._held + data
+                self._held = b""
+            self._read(data)
+        elif phase == Phase.BODY:
+            self._read_body(data)
+        elif phase == Phase.BUSY:
+            self._held += data
+            if len(self._held) > self.server.limits.buffer_bytes:
+                self.pause_reading()
+        elif phase == Phase.TUNNEL and self.exchange is not None:
+            self.exchange.tunnel_from_client(data)
+
+    def eof_received(self) -> bool:
+        self.eof = True
+        if self.phase == Phase.BUSY:
+            return not self.secure  # half-closed: the answer still goes out; TLS knows no such state
+        if self.phase == Phase.TUNNEL and self.exchange is not None:
+            return self.exchange.tunnel_client_eof() and not self.secure
+        if self.phase == Phase.BODY and self.request is not None and self.request.sink is not None:
+            self.request.sink.body_failed()
+        return False
+
+    def pause_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.client_full()
+
+    def resume_writing(self) -> None:
+        if self.exchange is not None:
+            self.exchange.client_drained()
+
+    # -- parser callbacks
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        lower = name.lower()
+        self._fields.append((lower, name, value))
+        if lower in _WATCHED:
+            self._watched.append((lower, value.strip(b" \t")))
+
+    # -- reading
+
+    def _read(self, data: bytes) -> None:
+        # A loop, not recursion: a request that is answered at once makes room for the pipelined next one.
+        if self._reading:
+            self._held = data
+            return
+        self._reading = True
+        try:
+            while data and self.phase == Phase.HEAD:
+                self._read_head(data)
+                data = b""
+                if self.phase == Phase.HEAD and self.request is None and self._complete_head():
+                    data, self._held = self._held, b""
+        finally:
+            self._reading = False
+
+    def _complete_head(self) -> bool:
+        return b"\r\n\r\n" in self._held
+
+    def _read_head(self, data: bytes) -> None:
+        limits = self.server.limits
+        if data.startswith(b"\r\n"):  # RFC 9112, 2.2: one empty line before a request is read over
+            data = data[2:]
+        end = data.find(b"\r\n\r\n") + 4
+        if end == 3:
+            if not self._held:
+                self.deadline = self.server.now + limits.header_seconds
+            if len(data) > limits.head_bytes:
+                self._refuse_head(RequestHeadersTooLarge(f"A head may have {limits.head_bytes} bytes."))
+            elif _BARE_LF.search(data):
+                self._refuse_head(MalformedRequest(_MALFORMED.format("a line ends without CR")))
+            else:
+                self._held = data
+            return
+        if end > limits.head_bytes:
+            return self._refuse_head(RequestHeadersTooLarge(f"A head may have {limits.head_bytes} bytes."))
+        head = data[:end]  # the same object if nothing follows
+        self._fields = []
+        self._watched = []
+        self._target = b""
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = httptools.HttpRequestParser(self)
+        try:
+            parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            self._parser = None
+        except httptools.HttpParserError as error:
+            return self._refuse_head(MalformedRequest(_MALFORMED.format(error)))
+        try:
+            request = self._accept(parser.get_method(), head)
+        except Fault as fault:
+            return self._refuse_head(fault)
+        self.request = request
+        self.deadline = self.server.now + limits.request_seconds
+        if request.length:
+            self._parser = None  # it waits for a body, which is read here
+            self.phase = Phase.BODY
+            request.body_ended = False
+            if end < len(data):
+                self._read_body(data[end:])
+                if self.request is None:
+                    return
+        else:
+            self.phase = Phase.BUSY
+            if end < len(data):
+                self._held = data[end:]
+        try:
+            self.server.handle(request)
+        except Exception:
+            log.exception("a request could not be handled", extra={"request_id": request.id})
+            self.fail(FrontlineInternalError("The edge failed to handle this request."))
+
+    def _accept(self, method: bytes, head: bytes) -> Request:
+        """Make a request of a parsed head, or raise what a gateway refuses beyond llhttp."""
+        target = self._target
+        # Exactly one space, nothing before, no other protocol name: llhttp is generous in the first line.
+        if head.startswith(b"%b %b HTTP/1.1\r\n" % (method, target)):
+            http10 = False
+        elif head.startswith(b"%b %b HTTP/1.0\r\n" % (method, target)):
+            http10 = True
+        else:
+            raise MalformedRequest(_MALFORMED.format("the request line is not that of HTTP/1.1"))
+        if len(self._fields) > self.server.limits.header_count:
+            raise RequestHeadersTooLarge(f"A request may have {self.server.limits.header_count} headers.")
+        if method == b"CONNECT":
+            raise MethodNotAllowed("This is not a forward proxy.")
+        length, keep_alive = 0, not http10
+        host_field: bytes | None = None
+        upgrade, wants_upgrade, expects = b"", False, False
+        for name, value in self._watched:
+            if name == b"host":
+                if host_field is not None:
+                    raise MalformedRequest(_MALFORMED.format("several Host headers"))
+                host_field = value
+            elif name == b"connection":
+                for token in value.lower().split(b","):
+                    token = token.strip(b" \t")
+                    if token == b"close":
+                        keep_alive = False
+                    elif token == b"keep-alive" and http10:
+                        keep_alive = True
+                    elif token == b"upgrade":
+                        wants_upgrade = True
+            elif name == b"content-length":
+                length = int(value) if value.isdigit() else self._no_length()
+            elif name == b"transfer-encoding":
+                if http10 or value.lower() != b"chunked":
+                    raise MalformedRequest(_MALFORMED.format("Transfer-Encoding can only be chunked"))
+                length = -1
+            elif name == b"upgrade":
+                upgrade = value
+            else:
+                expects = not http10 and value.lower() == b"100-continue"
+        if target[0] != 0x2F:
+            target, host_field = self._absolute(method, target, host_field)
+        if b"#" in target:
+            raise MalformedRequest(_MALFORMED.format("a fragment in the request line"))
+        host = host_name(host_field) if host_field else None
+        if host is None or host_field is None:
+            raise MalformedRequest(_MALFORMED.format("no valid Host header"))
+        limit = self.server.limits.body_bytes
+        if limit and length > limit:
+            raise RequestBodyTooLarge(f"A body may have {limit} bytes.")
+        request = Request(self, method, target, host, host_field, self._fields)
+        request.http10 = http10
+        request.keep_alive = keep_alive
+        request.expects_continue = expects and length != 0
+        # h2c would carry requests past the policies, inside a tunnel.
+        if wants_upgrade and upgrade and not length and not http10 and b"h2c" not in upgrade.lower():
+            request.upgrade = upgrade
+        if length:
+            request.length = length
+            if length > 0:
+                self._remaining = length
+            else:
+                self._decoder = ChunkDecoder()
+        return request
+
+    @staticmethod
+    def _no_length() -> int:
+        raise MalformedRequest(_MALFORMED.format("Content-Length is not a number"))
+
+    @staticmethod
+    def _absolute(method: bytes, target: bytes, host_field: bytes | None) -> tuple[bytes, bytes | None]:
+        if target == b"*" and method == b"OPTIONS":
+            return target, host_field
+        match = _ABSOLUTE.fullmatch(target)
+        if match is None or host_field is None or host_field.lower() != match[1].lower():
+            raise MalformedRequest(_MALFORMED.format("the target does not agree with Host"))
+        return (match[2] or b"/") + (match[3] or b""), host_field
+
+    def _read_body(self, data: bytes) -> None:
+        request = self.request
+        if request is None:
+            return
+        decoder = self._decoder
+        if decoder is None:
+            count = len(data)
+            if count <= self._remaining:
+                self._remaining -= count
+                piece, rest = data, b""
+            else:
+                piece, rest = data[: self._remaining], data[self._remaining :]
+                self._remaining = 0
+            ended = not self._remaining
+        else:
+            try:
+                pieces, ended, rest = decoder.feed(data)
+            except BadChunk as error:
+                return self._broken_body(request, MalformedRequest(_MALFORMED.format(error)))
+            piece = b"".join(pieces)
+        request.size += len(piece)
+        limit = self.server.limits.body_bytes
+        if limit and request.size > limit:
+            return self._broken_body(request, RequestBodyTooLarge(f"A body may have {limit} bytes."))
+        if ended:
+            self._decoder = None
+            self._held = rest
+            self.phase = Phase.BUSY
+            request.body_ended = True
+        if request.sink is not None:
+            request.sink.body_received(piece, ended)
+        elif piece:
+            request.pieces.append(piece)
+            if request.size > self.server.limits.buffer_bytes and not ended:
+                self.pause_reading()
+
+    def _broken_body(self, request: Request, fault: Fault) -> None:
+        request.keep_alive = False
+        if self.exchange is not None:
+            self.exchange.client_gone()
+        self.fail(fault)
+
+    def pause_reading(self) -> None:
+        """Let the client wait: what it sends cannot be taken now."""
+        if not self.paused and not self.transport.is_closing():
+            self.paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take bytes of the client again."""
+        if self.paused:
+            self.paused = False
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    # -- writing
+
+    def write(self, data: bytes) -> None:
+        """Write bytes of a response."""
+        self.transport.write(data)
+
+    def respond(self, request: Request, status: int, headers: bytes, body: bytes) -> None:
+        """Answer the current request by one write; see `Request.respond`."""
+        if self.request is not request:
+            return  # the client has gone
+        line = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+        bodiless = status == 204 or status == 304
+        framing = b"" if bodiless else b"content-length: %d\r\n" % len(body)
+        request.status = status
+        text = b"%b%b%b%b\r\n" % (line, headers, framing, self.connection_line(request))
+        if not bodiless and request.method != b"HEAD":
+            text += body
+        self.transport.write(text)
+        self.finish(request)
+
+    def connection_line(self, request: Request) -> bytes:
+        """Return the Connection header that this response must carry, often none."""
+        if self.server.draining or (self.phase == Phase.BODY and not self._worth_discarding()):
+            request.keep_alive = False
+        if not request.keep_alive:
+            return b"connection: close\r\n"
+        return b"connection: keep-alive\r\n" if request.http10 else b""
+
+    def _worth_discarding(self) -> bool:
+        # An unread rest that is small, and that the client sends for certain, is cheaper than a new connection.
+        request = self.request
+        return (
+            request is not None
+            and not request.expects_continue
+            and self._decoder is None
+            and self._remaining <= _DISCARD_BYTES
+        )
+
+    def finish(self, request: Request) -> None:
+        """The response is written: go on with the next request, or close."""
+        self.request = None
+        self.exchange = None
+        request.sink = None
+        self.server.finished(request, complete=True)
+        if not request.keep_alive:
+            return self._hang_up()
+        if self.phase == Phase.BODY:
+            self.request = _Discarded(self)
+            self.resume_reading()
+            return
+        self.next_request()
+
+    def next_request(self) -> None:
+        """Read the head that follows a complete exchange."""
+        self.phase = Phase.HEAD
+        self.deadline = self.server.now + self.server.limits.idle_seconds
+        if self.paused:
+            self.resume_reading()
+        if self._held and not self._reading:
+            data, self._held = self._held, b""
+            self._read(data)
+        if self.eof and self.request is None and not self._reading:
+            self.transport.close()
+
+    def _hang_up(self) -> None:
+        if self.phase != Phase.BODY or self.eof:
+            self.transport.close()
+            self.phase = Phase.LINGER
+            return
+        # Closing while the client still sends would reset the connection and take the answer with it.
+        self.phase = Phase.LINGER
+        self.deadline = self.server.now + _LINGER_SECONDS
+        self.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _refuse_head(self, fault: Fault) -> None:
+        """Answer a head that cannot be trusted, and close: what follows cannot be told apart."""
+        request = Request(self, b"GET", b"/", "", b"", self._fields)
+        request.keep_alive = False
+        self.request = request
+        self.phase = Phase.BODY  # more may be on its way: see `_hang_up`
+        self.server.refused += 1
+        request.refuse(fault)
+
+    def fail(self, fault: Fault) -> None:
+        """Answer the current request by an error, or break the connection off if an answer has begun."""
+        request = self.request
+        if request is None:
+            return
+        if request.status:
+            self.transport.abort()
+        else:
+            request.keep_alive = False
+            request.sink = None
+            request.refuse(fault)
+
+    # -- from the server's clock
+
+    def timed_out(self) -> None:
+        """The deadline has passed."""
+        request = self.request
+        if self.phase == Phase.TUNNEL:
+            return
+        if request is None or self.phase == Phase.LINGER:
+            if self._held and self.phase == Phase.HEAD:
+                self._refuse_head(RequestTimeout("The request's head took too long."))
+            else:
+                self.transport.abort() if self.phase == Phase.LINGER else self.transport.close()
+            return
+        exchange = self.exchange
+        if exchange is not None:
+            exchange.client_gone()
+            self.fail(GatewayTimeout("The app took too long to answer."))
+        else:
+            self.fail(RequestTimeout("The request took too long."))
+
+    def drain(self) -> None:
+        """The server is stopping: close if idle; a response in flight says `Connection: close`."""
+        if self.request is None and self.phase == Phase.HEAD:
+            self.transport.close()
+
+    def take_held(self) -> bytes:
+        """Take the bytes that came after the request; they belong to the protocol upgraded to."""
+        held, self._held = self._held, b""
+        return held
+
+
+class _Discarded(Request):
+    """Stands for a request that was answered before its body had come: the rest is read and dropped."""
+
+    __slots__ = ()
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection, b"", b"/", "", b"", [])
+        self.sink = self
+
+    def body_received(self, piece: bytes, ended: bool) -> None:
+        if ended:
+            self.connection.request = None
+            self.connection.next_request()
+
+    def body_failed(self) -> None:
+        """Nobody waits for it."""

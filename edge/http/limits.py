@@ -1,0 +1,50 @@
+"""Limits: how much and how long a client or an upstream may keep the edge busy."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one listener; times in seconds, sizes in bytes.
+
+    Args:
+        head_bytes: request line and headers together.
+        header_count: headers of one request or response.
+        body_bytes: body of one request; 0: any.
+        header_seconds: from the first byte of a head to its end.
+        idle_seconds: silence between two requests of a connection.
+        request_seconds: from a request's head to the end of its response; upgrades are exempt.
+        connect_seconds: to open one upstream connection.
+        upstream_idle_seconds: age at which an idle upstream connection is not used again; below the
+            shortest keep-alive of common servers (gunicorn: 2), so that they do not close it first.
+        upstream_idle_count: idle connections that are kept per instance.
+        buffer_bytes: what is held back for a slow reader before its writer is paused.
+        drain_seconds: how long requests in flight may take after a SIGTERM.
+    """
+
+    head_bytes: int = 32 * 1024
+    header_count: int = 100
+    body_bytes: int = 100 * 1024 * 1024
+    header_seconds: float = 10
+    idle_seconds: float = 75
+    request_seconds: float = 900
+    connect_seconds: float = 2
+    upstream_idle_seconds: float = 1.5
+    upstream_idle_count: int = 128
+    buffer_bytes: int = 64 * 1024
+    drain_seconds: float = 30
+
+    @classmethod
+    def of(cls, env: Any) -> "Limits":
+        """Read the limits from the settings `EDGE_…`."""
+        return cls(
+            head_bytes=env.EDGE_MAX_HEADER_BYTES,
+            header_count=env.EDGE_MAX_HEADERS,
+            body_bytes=env.EDGE_MAX_BODY_BYTES,
+            header_seconds=env.EDGE_HEADER_TIMEOUT_SECONDS,
+            idle_seconds=env.EDGE_IDLE_TIMEOUT_SECONDS,
+            request_seconds=env.EDGE_REQUEST_TIMEOUT_SECONDS,
+            connect_seconds=env.EDGE_CONNECT_TIMEOUT_SECONDS,
+            drain_seconds=env.EDGE_DRAIN_SECONDS,
+        )

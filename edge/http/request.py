@@ -1,0 +1,199 @@
+"""A client's request as the edge's roles see it: parsed facts, the body, and how to answer."""
+
+import functools
+import itertools
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edge.http import refusal
+from unkey.errors import Fault, MalformedRequest, RequestBodyTooLarge
+
+if TYPE_CHECKING:
+    from edge.http.connection import Connection
+
+Field = tuple[bytes, bytes, bytes]
+"""A header: lower-case name, name as sent, value."""
+
+IDEMPOTENT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+
+REASONS = {
+    200: b"OK", 201: b"Created", 202: b"Accepted", 204: b"No Content",
+    301: b"Moved Permanently", 302: b"Found", 304: b"Not Modified", 308: b"Permanent Redirect",
+    400: b"Bad Request", 401: b"Unauthorized", 402: b"Payment Required", 403: b"Forbidden",
+    404: b"Not Found", 405: b"Method Not Allowed", 408: b"Request Timeout", 409: b"Conflict",
+    412: b"Precondition Failed", 413: b"Content Too Large", 421: b"Misdirected Request",
+    422: b"Unprocessable Content", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway",
+    503: b"Service Unavailable", 504: b"Gateway Timeout", 505: b"HTTP Version Not Supported",
+}  # fmt: skip
+STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for status, reason in REASONS.items()}
+
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+?)\.?(?::[0-9]{0,5})?")
+
+_ID_PREFIX = f"req_{os.urandom(5).hex()}"
+_id_numbers = itertools.count()
+
+
+def new_request_id() -> str:
+    """Return an id that is unique among all processes: a random part per process and a number."""
+    return f"{_ID_PREFIX}{next(_id_numbers):08x}"
+
+
+@functools.lru_cache(maxsize=4096)
+def host_name(value: bytes) -> str | None:
+    """Return a Host header's name in lower case, without port and final dot; None if it is malformed."""
+    match = _HOST.fullmatch(value)
+    return match[1].decode("ascii").lower() if match else None
+
+
+class BodySink(Protocol):
+    """Takes a request's body as it arrives."""
+
+    def body_received(self, piece: bytes, ended: bool) -> None:
+        """Take the next piece; `ended`: it was the last."""
+
+    def body_failed(self) -> None:
+        """The client broke the body off or sent garbage; no more of it comes."""
+
+
+class Request:
+    """One request on a connection, until its response is complete.
+
+    Args:
+        method: as sent, upper case.
+        target: origin form (`/path?query`), or `*`.
+        host: lower case, without port.
+        fields: every header in order.
+        http10: the client speaks HTTP/1.0.
+        keep_alive: the client lets the connection live on.
+        length: bytes of the body, 0 for none, -1 for chunked.
+        upgrade: the protocol that the client asks for, else empty.
+        expects_continue: the client waits for a 100 before it sends the body.
+    """
+
+    __slots__ = (
+        "body_ended", "connection", "expects_continue", "fields", "host", "host_field", "http10", "id",
+        "keep_alive", "length", "method", "note", "pieces", "sink", "size", "started", "status", "target",
+        "upgrade",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        connection: "Connection",
+        method: bytes,
+        target: bytes,
+        host: str,
+        host_field: bytes,
+        fields: list[Field],
+    ) -> None:
+        self.connection = connection
+        self.method = method
+        self.target = target
+        self.host = host
+        self.host_field = host_field
+        self.fields = fields
+        self.http10 = False
+        self.keep_alive = True
+        self.length = 0
+        self.upgrade = b""
+        self.expects_continue = False
+        self.id = new_request_id()
+        self.started = time.monotonic()
+        self.status = 0  # of the response, once its head was sent
+        self.note: Any = None  # whatever the role wants to know again when the response is complete
+        self.body_ended = True
+        self.pieces: list[bytes] = []
+        self.size = 0  # bytes of body received so far
+        self.sink: BodySink | None = None
+
+    @property
+    def path(self) -> bytes:
+        """The target without its query."""
+        return self.target.partition(b"?")[0]
+
+    @property
+    def query(self) -> bytes:
+        """What follows the first `?` of the target."""
+        return self.target.partition(b"?")[2]
+
+    @property
+    def peer(self) -> bytes:
+        """The client's address, without port."""
+        return self.connection.peer
+
+    @property
+    def secure(self) -> bool:
+        """Whether the client came by TLS."""
+        return self.connection.secure
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first value of a header (lower-case name), without surrounding space."""
+        for lower, _, value in self.fields:
+            if lower == name:
+                return value.strip(b" \t")
+        return None
+
+    def headers(self, name: bytes) -> list[bytes]:
+        """Return every value of a header (lower-case name)."""
+        return [value.strip(b" \t") for lower, _, value in self.fields if lower == name]
+
+    def respond(self, status: int, headers: bytes, body: bytes) -> None:
+        """Answer at once.
+
+        Args:
+            headers: complete lines, each with its CRLF, without framing and Connection.
+            body: left out for HEAD, 204 and 304, where only its length is told.
+        """
+        self.connection.respond(self, status, headers, body)
+
+    def refuse(self, fault: Fault, *, headers: bytes = b"") -> None:
+        """Answer by an error page or JSON, as `Accept` asks for."""
+        kind = fault.kind
+        content_type, body = refusal.render(kind, fault.detail, self.id, self.header(b"accept") or b"")
+        extra = b"".join(f"{name}: {value}\r\n".encode() for name, value in fault.headers.items())
+        lines = b"content-type: %b\r\nx-unkey-request-id: %b\r\n" % (content_type, self.id.encode())
+        self.respond(kind.status, lines + extra + headers, body)
+
+    def take_body(self) -> bytes:
+        """Return what has arrived of the body and was not taken yet."""
+        pieces, self.pieces = self.pieces, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def read_body(self, limit: int, use: Callable[["Request", bytes], None]) -> None:
+        """Call `use` with the whole body, now if it is here; a larger one is answered by 413."""
+        if self.length > limit:
+            self.refuse(RequestBodyTooLarge(f"The body may have {limit} bytes at most."))
+        elif self.body_ended:
+            use(self, self.take_body())
+        else:
+            self.sink = _WholeBody(self, limit, use)
+            if self.expects_continue:
+                self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+class _WholeBody:
+    """Collects a body until it is complete."""
+
+    __slots__ = ("limit", "request", "use")
+
+    def __init__(self, request: Request, limit: int, use: Callable[[Request, bytes], None]) -> None:
+        self.request = request
+        self.limit = limit
+        self.use = use
+
+    def body_received(self, piece: bytes, ended: bool) -> None:
+        request = self.request
+        request.pieces.append(piece)
+        if request.size > self.limit:
+            request.sink = None
+            request.refuse(RequestBodyTooLarge(f"The body may have {self.limit} bytes at most."))
+        elif ended:
+            request.sink = None
+            self.use(request, request.take_body())
+
+    def body_failed(self) -> None:
+        self.request.keep_alive = False
+        self.request.refuse(MalformedRequest("The body ended early or is malformed."))

@@ -1,0 +1,120 @@
+"""A listener: accepts connections, keeps their deadlines by one timer, drains them at the end."""
+
+import asyncio
+import bisect
+import socket
+import ssl
+import time
+from collections.abc import Callable
+
+from edge.http.connection import Connection, Phase
+from edge.http.limits import Limits
+from edge.http.request import Request
+
+Handler = Callable[[Request], None]
+
+LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_TICK_SECONDS = 0.5
+
+
+class Server:
+    """One listening port and its connections.
+
+    Args:
+        name: of the listener, for metrics and logs.
+        handle: called with every request; answers it at once or later.
+        observe: called with every request that is over.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handle: Handler,
+        limits: Limits,
+        *,
+        tls: ssl.SSLContext | None = None,
+        observe: Callable[[Request, bool], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.handle = handle
+        self.limits = limits
+        self.secure = tls is not None
+        self.connections: set[Connection] = set()
+        self.draining = False
+        self.now = time.monotonic()
+        self.statuses: dict[int, int] = {}
+        self.latencies = [0] * (len(LATENCY_BUCKETS) + 1)
+        self.latency_sum = 0.0
+        self.refused = 0
+        self.aborted = 0
+        self._tls = tls
+        self._observe = observe
+        self._listener: asyncio.Server | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        if self._listener is None:
+            raise RuntimeError("the server is not started")
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    async def start(self, host: str, port: int, *, reuse_port: bool = False) -> None:
+        """Listen; port 0 takes a free one.
+
+        Args:
+            reuse_port: share the port with other processes (SO_REUSEPORT), for workers and hand-over.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        loop = asyncio.get_running_loop()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            listening.bind((host, port))
+            self._listener = await loop.create_server(
+                lambda: Connection(self), sock=listening, ssl=self._tls, backlog=1024
+            )
+        except OSError:
+            listening.close()
+            raise
+        self._tick(loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = self.now = time.monotonic()
+        for connection in [each for each in self.connections if each.deadline < now]:
+            connection.timed_out()
+        self._ticker = loop.call_later(_TICK_SECONDS, self._tick, loop)
+
+    def finished(self, request: Request, *, complete: bool) -> None:
+        """Count a request that is over; `complete`: its whole response was written."""
+        seconds = time.monotonic() - request.started
+        self.statuses[request.status] = self.statuses.get(request.status, 0) + 1
+        self.latencies[bisect.bisect_left(LATENCY_BUCKETS, seconds)] += 1
+        self.latency_sum += seconds
+        if self._observe is not None:
+            self._observe(request, complete)
+
+    async def stop(self) -> None:
+        """Stop accepting, let requests in flight finish, then break off what is left."""
+        self.draining = True
+        if self._listener is not None:
+            self._listener.close()
+        for connection in list(self.connections):
+            connection.drain()
+        deadline = time.monotonic() + self.limits.drain_seconds
+        while self._in_flight() and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        for connection in list(self.connections):
+            connection.transport.abort()
+        if self._ticker is not None:
+            self._ticker.cancel()
+        await asyncio.sleep(0)
+
+    def _in_flight(self) -> bool:
+        # What lingers or is being closed has its answer already written or buffered.
+        return any(each.phase != Phase.HEAD for each in self.connections)
