@@ -21,11 +21,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     terminal = Terminal(as_json=options.json)
     try:
-        if options.run is commands.login:
-            return commands.login(options, terminal)
+        if options.run == commands.login:
+            return int(options.run(options, terminal))
         known = config.load(options.url, options.root_key)
-        status: int = options.run(Client(known.url, known.root_key), options, terminal)
-        return status
+        return int(options.run(Client(known.url, known.root_key), options, terminal))
     except (config.NotLoggedIn, BadLink) as error:
         return _fail(terminal, str(error), NOT_ALLOWED if isinstance(error, config.NotLoggedIn) else USAGE)
     except Unreachable as error:

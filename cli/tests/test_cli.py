@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 Answer = tuple[int, dict[str, Any]]
+Unkey = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -74,7 +75,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def unkey(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def unkey(tmp_path: Path) -> Unkey:
     def run(*arguments: str, stdin: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "cli.main", *arguments],
@@ -94,7 +95,9 @@ def unkey(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def test_login_keeps_a_key_that_works_readable_by_its_owner_alone(server, unkey, tmp_path: Path) -> None:
+def test_login_keeps_a_key_that_works_readable_by_its_owner_alone(
+    server: Server, unkey: Unkey, tmp_path: Path
+) -> None:
     server.answers["projects.listProjects"] = data([], pagination={"hasMore": False})
     done = unkey("login", "--url", server.url, stdin="unkey_secret\n")
     assert done.returncode == 0, done.stderr
@@ -105,33 +108,33 @@ def test_login_keeps_a_key_that_works_readable_by_its_owner_alone(server, unkey,
     assert "unkey_secret" not in done.stdout + done.stderr
 
 
-def test_login_with_a_refused_key_keeps_nothing(server, unkey, tmp_path: Path) -> None:
+def test_login_with_a_refused_key_keeps_nothing(server: Server, unkey: Unkey, tmp_path: Path) -> None:
     server.answers["projects.listProjects"] = refusal(401, "The provided root key is invalid.")
     done = unkey("login", "--url", server.url, stdin="unkey_wrong\n")
     assert (done.returncode, (tmp_path / "login.json").exists()) == (3, False)
     assert "The provided root key is invalid." in done.stderr
 
 
-def test_without_a_login_the_status_is_3_and_the_text_says_what_to_do(unkey) -> None:
+def test_without_a_login_the_status_is_3_and_the_text_says_what_to_do(unkey: Unkey) -> None:
     done = unkey("ps")
     assert done.returncode == 3
     assert "unkey login" in done.stderr
 
 
-def test_an_api_that_cannot_be_reached_is_status_5(unkey) -> None:
+def test_an_api_that_cannot_be_reached_is_status_5(unkey: Unkey) -> None:
     done = unkey("ps", "--project", "abc", UNKEY_ROOT_KEY="k", UNKEY_API_URL="http://127.0.0.1:9")
     assert done.returncode == 5
     assert "Traceback" not in done.stderr
 
 
-def test_not_found_is_status_4_and_json_says_so_too(server, unkey) -> None:
+def test_not_found_is_status_4_and_json_says_so_too(server: Server, unkey: Unkey) -> None:
     server.answers["deployments.listDeployments"] = refusal(404, "The project does not exist.")
     done = unkey("ps", "--project", "abc", "--json", "--url", server.url, UNKEY_ROOT_KEY="k")
     assert done.returncode == 4
     assert json.loads(done.stdout) == {"error": "The project does not exist.", "exitStatus": 4}
 
 
-def test_faults_of_a_request_are_listed_with_their_locations(server, unkey) -> None:
+def test_faults_of_a_request_are_listed_with_their_locations(server: Server, unkey: Unkey) -> None:
     faults = [{"location": "body.variables[0].key", "message": "must match the pattern"}]
     server.answers["environments.setEnvironmentVariables"] = refusal(400, "bad", errors=faults)
     done = unkey("env", "set", "9X=1", "--project", "abc", "--url", server.url, UNKEY_ROOT_KEY="k")
@@ -139,7 +142,7 @@ def test_faults_of_a_request_are_listed_with_their_locations(server, unkey) -> N
     assert "body.variables[0].key: must match the pattern" in done.stderr
 
 
-def test_env_set_sends_values_with_equals_signs_whole(server, unkey) -> None:
+def test_env_set_sends_values_with_equals_signs_whole(server: Server, unkey: Unkey) -> None:
     server.answers["environments.setEnvironmentVariables"] = data({})
     done = unkey("env", "set", "A=b=c", "--project", "abc", "--url", server.url, UNKEY_ROOT_KEY="k")
     assert done.returncode == 0, done.stderr
@@ -149,7 +152,9 @@ def test_env_set_sends_values_with_equals_signs_whole(server, unkey) -> None:
     )
 
 
-def test_a_failed_deployment_is_status_1_with_its_last_log_lines(server, unkey, tmp_path: Path) -> None:
+def test_a_failed_deployment_is_status_1_with_its_last_log_lines(
+    server: Server, unkey: Unkey, tmp_path: Path
+) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "Procfile").write_text("web: false\n")
@@ -168,7 +173,7 @@ def test_a_failed_deployment_is_status_1_with_its_last_log_lines(server, unkey, 
 
 
 def test_a_folder_that_links_outside_is_refused_before_anything_is_sent(
-    server, unkey, tmp_path: Path
+    server: Server, unkey: Unkey, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
     source.mkdir()
