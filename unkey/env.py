@@ -209,6 +209,13 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("EDGE_ID", "name", str, "edge-1", "name of this edge; its snapshot and ledger are kept under it"),
     Setting("EDGE_POLL_MS", "milliseconds", _count, "100", "how often an edge asks for changes"),
+    Setting(
+        "EDGE_KEY_CAPACITY",
+        "count",
+        _count,
+        "1000000",
+        "most API keys, and most identities, that an edge keeps in memory",
+    ),
     Setting("EDGE_HTTPS_REDIRECT", "flag", _flag, "0", "answer plain HTTP by a redirect to HTTPS"),
     Setting("EDGE_MAX_HEADER_BYTES", "bytes", _count, "32768", "largest head of a request or response"),
     Setting("EDGE_MAX_HEADERS", "count", _count, "100", "headers that a request may have"),
