@@ -158,6 +158,24 @@ class Instance(Versioned):
         return "instances"
 
 
+class ScheduledChange(models.Model):
+    """The one pending change of a deployment's desired state; a later one replaces it.
+
+    The workflow that carries a change out looks for its own nonce here first, so that one that was
+    replaced or cancelled does nothing however late it wakes.
+    """
+
+    deployment: Any = models.OneToOneField(
+        Deployment, primary_key=True, on_delete=models.CASCADE, related_name="scheduled_change"
+    )
+    nonce = models.CharField(max_length=48)
+    desired_state = models.CharField(max_length=8, choices=Deployment.DesiredState.choices)
+    due_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.deployment_id} to {self.desired_state} at {self.due_at}"
+
+
 class OpenapiSpec(Tenant):
     """The OpenAPI document that a deployment served."""
 

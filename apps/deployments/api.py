@@ -1,0 +1,434 @@
+"""`/v2` operations on deployments."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from apps.deployments import gates, lifecycle, logs, queries, services
+from apps.deployments.models import Deployment
+from apps.projects import queries as projects
+from apps.routing import queries as routing
+from unkey import clock, errors
+from unkey.env import env
+from unkey.errors import Violation
+from unkey.rpc.authorization import Rule, T, U
+from unkey.rpc.call import Call, Page
+from unkey.rpc.routes import JSON, route
+from unkey.rpc.schema import array, boolean, handle, integer, number, obj, optional, string
+
+_STATUSES = tuple(Deployment.Status.values)
+_NOTHING = obj({})
+_ID = handle()
+_NAMES = {"project": handle(), "app": handle(), "environment": handle()}
+_NOT_FOUND = (errors.ProjectNotFound, errors.AppNotFound, errors.EnvironmentNotFound)
+_GIT_REPOSITORY = r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$"
+
+HEALTHCHECK = obj(
+    {
+        "method": string(choices=("GET", "POST")),
+        "path": string(1, 512),
+        "intervalSeconds": optional(integer()),
+        "timeoutSeconds": optional(integer()),
+        "failureThreshold": optional(integer()),
+        "initialDelaySeconds": optional(integer()),
+    }
+)
+DEPLOYMENT = obj(
+    {
+        "id": string(),
+        "status": string(choices=_STATUSES),
+        "isCurrent": boolean(),
+        "environment": string(),
+        "app": string(),
+        "project": string(),
+        "git": optional(obj({"commitSha": string(), "branch": optional(string())})),
+        "docker": optional(obj({"image": string()})),
+        "availableActions": array(string(choices=("promote", "rollback", "stop", "start"))),
+        "regions": array(string()),
+        "error": optional(
+            obj(
+                {
+                    "code": string(choices=(*sorted(lifecycle.ERROR_CODES), "unknown")),
+                    "step": string(),
+                    "message": string(),
+                }
+            )
+        ),
+        "domains": optional(array(string())),
+        "runtime": obj(
+            {
+                "vCpus": number(),
+                "memoryMib": integer(),
+                "storageMib": integer(),
+                "port": integer(),
+                "command": array(string()),
+                "shutdownSignal": string(choices=("SIGTERM", "SIGINT", "SIGQUIT", "SIGKILL")),
+                "upstreamProtocol": string(choices=("http1", "h2c")),
+                "healthcheck": optional(HEALTHCHECK),
+            }
+        ),
+        "createdAt": integer(0),
+        "updatedAt": optional(integer(0)),
+    }
+)
+
+
+_READ = T("environment.{environment}.read_deployment")
+
+
+def _rule(action: str) -> Rule:
+    path = "projects/{project}/apps/{app}/environments/{environment}/deployments/{deployment}"
+    return T(f"environment.{{environment}}.{action}") | U(f"{path}#{action}")
+
+
+@route(
+    "deployments.createDeployment",
+    request=obj(
+        {
+            **_NAMES,
+            "git": optional(
+                obj(
+                    {
+                        "branch": optional(string(0, 256)),
+                        "commitSha": optional(string(0, 40)),
+                        "repository": optional(string(0, 256, pattern=_GIT_REPOSITORY)),
+                    }
+                )
+            ),
+            "image": optional(obj({"dockerImage": string(1, pattern=r"\S")})),
+            "deployment": optional(obj({"deploymentId": _ID})),
+        },
+        exactly_one=("image", "git", "deployment"),
+    ),
+    response=obj({"deploymentId": string()}),
+    permission=_rule("create_deployment"),
+    status=201,
+    errors=[
+        *_NOT_FOUND,
+        errors.DeploymentNotFound,
+        errors.SnapshotNotFound,
+        errors.InvalidEnvironmentSettings,
+        errors.PreconditionFailed,
+    ],
+)
+def create_deployment(call: Call) -> JSON:
+    """Deploy an image, a commit, or an earlier deployment once more with today's settings."""
+    body = call.body
+    environment = projects.find_environment(body["project"], body["app"], body["environment"])
+    call.authorize(
+        project=environment.app.project_id, app=environment.app_id, environment=environment.id, deployment="*"
+    )
+    earlier = queries.find(body["deployment"]["deploymentId"]) if "deployment" in body else None
+    image = body["image"]["dockerImage"].strip() if "image" in body else None
+    if image is not None and len(image) > services.MAX_IMAGE:
+        message = f"dockerImage must have at most {services.MAX_IMAGE} characters"
+        raise errors.InvalidInput(message, violations=(Violation(message, "body.image.dockerImage"),))
+    made = services.create_deployment(
+        environment,
+        image=image,
+        redeploy_of=earlier,
+        git=body.get("git"),
+        trigger=_trigger(call),
+        actor=call.actor,
+    )
+    return {"deploymentId": made.id}
+
+
+@route(
+    "deployments.getDeployment",
+    request=obj({"deploymentId": _ID}),
+    response=DEPLOYMENT,
+    permission=_READ,
+    errors=[errors.DeploymentNotFound],
+)
+def get_deployment(call: Call) -> JSON:
+    """Return a deployment: its status, what it runs, its host names and what may be done to it."""
+    return _show([_deployment(call)])[0]
+
+
+@route(
+    "deployments.listDeployments",
+    request=obj(
+        {
+            **{name: optional(schema) for name, schema in _NAMES.items()},
+            "status": optional(array(string(choices=_STATUSES), most=len(_STATUSES))),
+            "limit": optional(integer(1, 100), default=100),
+            "cursor": optional(string()),
+        }
+    ),
+    response=array(DEPLOYMENT, most=100),
+    permission=T("environment.*.read_deployment"),
+    paginated=True,
+    errors=[*_NOT_FOUND],
+)
+def list_deployments(call: Call) -> Page:
+    """List deployments, the newest first, of the workspace or of a project, app or environment."""
+    body = call.body
+    _check_hierarchy(body)
+    found: dict[str, str | None] = {}
+    if "environment" in body:
+        row = projects.find_environment(body["project"], body["app"], body["environment"])
+        found["environment_id"] = row.id
+    elif "app" in body:
+        found["app_id"] = projects.find_app(body["project"], body["app"]).id
+    elif "project" in body:
+        found["project_id"] = projects.find_project(body["project"]).id
+    rows, cursor = queries.newest(
+        **found, statuses=body.get("status"), limit=body["limit"], cursor=body.get("cursor")
+    )
+    return Page(_show(rows), cursor)
+
+
+@route(
+    "deployments.promoteDeployment",
+    request=obj({"deploymentId": _ID}),
+    response=_NOTHING,
+    permission=_rule("promote_deployment"),
+    status=202,
+    errors=[
+        errors.DeploymentNotFound,
+        errors.DeploymentNotReady,
+        errors.DeploymentNotProduction,
+        errors.DeploymentNoCurrent,
+        errors.DeploymentIsCurrent,
+    ],
+)
+def promote_deployment(call: Call) -> JSON:
+    """Make a deployment the live one; new deployments go live again."""
+    services.promote(_deployment(call), actor=call.actor)
+    return {}
+
+
+@route(
+    "deployments.rollbackDeployment",
+    request=obj({"deploymentId": _ID}),
+    response=_NOTHING,
+    permission=_rule("rollback_deployment"),
+    status=202,
+    errors=[
+        errors.DeploymentNotFound,
+        errors.DeploymentNotReady,
+        errors.DeploymentNotProduction,
+        errors.DeploymentNoCurrent,
+        errors.DeploymentIsCurrent,
+    ],
+)
+def rollback_deployment(call: Call) -> JSON:
+    """Point the app back at an earlier deployment; new ones do not go live until one is promoted."""
+    services.rollback(_deployment(call), actor=call.actor)
+    return {}
+
+
+@route(
+    "deployments.startDeployment",
+    request=obj({"deploymentId": _ID}),
+    response=_NOTHING,
+    permission=_rule("start_deployment"),
+    status=202,
+    errors=[errors.DeploymentNotFound, errors.DeploymentNotStopped, errors.DeploymentIsProduction],
+)
+def start_deployment(call: Call) -> JSON:
+    """Start a preview deployment that was stopped."""
+    services.start_again(_deployment(call), actor=call.actor)
+    return {}
+
+
+@route(
+    "deployments.stopDeployment",
+    request=obj({"deploymentId": _ID}),
+    response=_NOTHING,
+    permission=_rule("stop_deployment"),
+    status=202,
+    errors=[
+        errors.DeploymentNotFound,
+        errors.DeploymentNotRunning,
+        errors.DeploymentIsStopping,
+        errors.DeploymentIsProduction,
+    ],
+)
+def stop_deployment(call: Call) -> JSON:
+    """Stop a preview deployment; it can be started again."""
+    services.stop(_deployment(call), actor=call.actor)
+    return {}
+
+
+# Beyond the published API: what `unkey deploy`, `unkey logs` and `unkey ps` show.
+
+
+@route(
+    "deployments.listSteps",
+    request=obj({"deploymentId": _ID}),
+    response=obj(
+        {
+            "steps": array(
+                obj(
+                    {
+                        "step": string(),
+                        "status": string(choices=("running", "done", "failed")),
+                        "startedAt": integer(0),
+                        "endedAt": optional(integer(0)),
+                        "message": optional(string()),
+                        "error": optional(string()),
+                    }
+                )
+            ),
+            "urls": array(string()),
+        }
+    ),
+    permission=_READ,
+    errors=[errors.DeploymentNotFound],
+)
+def list_steps(call: Call) -> JSON:
+    """List the steps that a deployment has gone through, and the URLs that it answers."""
+    deployment = _deployment(call)
+    steps: list[dict[str, Any]] = []
+    for step in queries.steps(deployment):
+        status = "failed" if step.error else "done" if step.ended_at else "running"
+        shown = {"step": step.step, "status": status, "startedAt": clock.to_ms(step.started_at)}
+        if step.ended_at:
+            shown["endedAt"] = clock.to_ms(step.ended_at)
+        if step.message:
+            shown["message"] = step.message
+        if step.error:
+            shown["error"] = step.error
+        steps.append(shown)
+    hosts = routing.hosts_of([deployment.id])[deployment.id]
+    return {"steps": steps, "urls": [_url(host) for host in hosts]}
+
+
+@route(
+    "deployments.getLogs",
+    request=obj({"deploymentId": _ID, "tail": optional(integer(1, 10_000), default=200)}),
+    response=obj(
+        {
+            "lines": array(
+                {
+                    "type": "object",
+                    "properties": {
+                        "time": integer(0),
+                        "region": string(),
+                        "instance": string(),
+                        "stream": string(),
+                        "text": string(),
+                    },
+                    "required": ["region", "text"],
+                }
+            ),
+            "note": optional(string()),
+        }
+    ),
+    permission=_READ,
+    errors=[errors.DeploymentNotFound],
+)
+def get_logs(call: Call) -> JSON:
+    """Return the last lines that a deployment's instances wrote, oldest first."""
+    deployment = _deployment(call)
+    lines, notes = logs.fetch(queries.agents(deployment), deployment.id, call.body["tail"])
+    return {"lines": lines} | ({"note": " ".join(notes)} if notes else {})
+
+
+@route(
+    "deployments.listInstances",
+    request=obj({"deploymentId": _ID}),
+    response=array(
+        obj(
+            {
+                "id": string(),
+                "region": string(),
+                "address": string(),
+                "status": string(),
+                "message": optional(string()),
+            }
+        )
+    ),
+    permission=_READ,
+    errors=[errors.DeploymentNotFound],
+)
+def list_instances(call: Call) -> JSON:
+    """List the instances of a deployment as their agents reported them last."""
+    return [
+        {"id": row.id, "region": row.region.name, "address": row.address, "status": row.status}
+        | ({"message": row.message} if row.message else {})
+        for row in queries.instances(_deployment(call))
+    ]
+
+
+def _deployment(call: Call) -> Deployment:
+    """Find the deployment that a call names; whoever may not touch it does not learn that it exists."""
+    deployment = queries.find(call.body["deploymentId"])
+    call.authorize(
+        project=deployment.project_id,
+        app=deployment.app_id,
+        environment=deployment.environment_id,
+        deployment=deployment.id,
+        masked=queries.not_found,
+    )
+    return deployment
+
+
+def _trigger(call: Call) -> Deployment.Trigger:
+    client = call.headers.get("X-Unkey-Client", "")
+    if client.startswith("unkey-cli"):
+        return Deployment.Trigger.CLI
+    if client.startswith("unkey-dashboard"):
+        return Deployment.Trigger.DASHBOARD
+    return Deployment.Trigger.API
+
+
+def _check_hierarchy(body: dict[str, Any]) -> None:
+    for inner, outer in (("app", "project"), ("environment", "app")):
+        if inner in body and outer not in body:
+            message = f"{inner} requires {outer}"
+            raise errors.InvalidInput(
+                message, violations=(Violation(message, f"body.{inner}", f"Add {outer}."),)
+            )
+
+
+def _url(host: str) -> str:
+    return f"http://{host}" if env.EDGE_HTTP_PORT == 80 else f"http://{host}:{env.EDGE_HTTP_PORT}"
+
+
+def _show(rows: Iterable[Deployment]) -> list[dict[str, Any]]:
+    deployments = list(rows)
+    hosts = routing.hosts_of([row.id for row in deployments])
+    return [_show_one(row, hosts[row.id]) for row in deployments]
+
+
+def _show_one(row: Deployment, hosts: list[str]) -> dict[str, Any]:
+    settings = row.settings
+    runtime = {
+        "vCpus": settings["cpuMillicores"] / 1000,
+        **{
+            name: settings[name]
+            for name in ("memoryMib", "storageMib", "port", "command", "shutdownSignal", "upstreamProtocol")
+        },
+    }
+    if settings["healthcheck"]:
+        runtime["healthcheck"] = settings["healthcheck"]
+    shown: dict[str, Any] = {
+        "id": row.id,
+        "status": row.status,
+        "isCurrent": row.app.current_deployment_id == row.id,
+        "environment": row.environment.slug,
+        "app": row.app.slug,
+        "project": row.project.slug,
+        "availableActions": gates.available_actions(row, row.app),
+        "regions": [region["region"] for region in row.regions],
+        "domains": hosts,
+        "runtime": runtime,
+        "createdAt": clock.to_ms(row.created_at),
+    }
+    if row.git_commit_sha:
+        shown["git"] = {"commitSha": row.git_commit_sha} | (
+            {"branch": row.git_branch} if row.git_branch else {}
+        )
+    if row.image:
+        shown["docker"] = {"image": row.image}
+    if row.status == Deployment.Status.FAILED:
+        shown["error"] = {
+            "code": row.error_code or "unknown",
+            "step": row.error_step,
+            "message": row.error_message,
+        }
+    if row.updated_at:
+        shown["updatedAt"] = clock.to_ms(row.updated_at)
+    return shown

@@ -1,0 +1,185 @@
+"""Changes of a deployment that its workflows and services share: steps, status, desired state.
+
+Every function here runs inside its caller's transaction. Locks are taken in the order app,
+deployment, streams of the change feed by name, so that no two of them wait for each other.
+"""
+
+from datetime import datetime
+from typing import Any
+
+from apps.cluster import versions
+from apps.deployments.models import Deployment, DeploymentStep, Instance, ScheduledChange, Topology
+from apps.projects.models import App
+from apps.routing import services as routing
+from apps.workflows.engine import notify
+from unkey import clock, ids
+
+Status = Deployment.Status
+State = Deployment.DesiredState
+
+STEPS = ("queued", "starting", "building", "deploying", "network", "finalizing")
+ERROR_MAX = 512
+# Codes that an owner sees; every other failure is "unknown" to them.
+ERROR_CODES = frozenset(
+    {
+        "no_schedulable_regions",
+        "invalid_runtime_settings",
+        "cpu_quota_exceeded",
+        "memory_quota_exceeded",
+        "storage_quota_exceeded",
+        "build_failed",
+    }
+)
+
+
+def lock(deployment_id: str) -> Deployment:
+    """Return a deployment, its row held until the transaction ends.
+
+    Raises:
+        Deployment.DoesNotExist: it was deleted.
+    """
+    rows = Deployment.objects.unscoped("a workflow or an agent names it by its id").select_for_update()
+    return rows.get(pk=deployment_id)
+
+
+def lock_app(app_id: str) -> App:
+    """Return an app, its row held until the transaction ends: who holds it may move its routes."""
+    return App.objects.unscoped("a workflow names it by its id").select_for_update().get(pk=app_id)
+
+
+def runtime_violations(settings: dict[str, Any]) -> list[str]:
+    """Return what is wrong with frozen runtime settings, every fault at once."""
+    found: list[str] = []
+    if not 1 <= settings["port"] <= 65535:
+        found.append("Port must be between 1 and 65535")
+    if settings["cpuMillicores"] < 250:
+        found.append("CPU millicores must be at least 250")
+    if settings["memoryMib"] < 256:
+        found.append("MemoryMib must be at least 256")
+    return found
+
+
+def begin_step(deployment: Deployment, step: str) -> None:
+    """Open a step, or open it again, and let the deployment's status follow it."""
+    DeploymentStep.objects.update_or_create(
+        deployment=deployment,
+        step=step,
+        defaults={"started_at": clock.now(), "ended_at": None, "message": "", "error": ""},
+    )
+    if deployment.status not in Deployment.TERMINAL:
+        set_status(deployment, Status.PENDING if step == "queued" else Status(step))
+
+
+def end_step(deployment: Deployment, step: str, message: str = "", error: str = "") -> None:
+    """Close a step; the first to close it decides what it says."""
+    DeploymentStep.objects.filter(deployment=deployment, step=step, ended_at=None).update(
+        ended_at=clock.now(), message=message, error=cut(error)
+    )
+
+
+def next_step(deployment: Deployment, ended: str, begun: str, message: str = "") -> None:
+    """Close one step and open the next."""
+    end_step(deployment, ended, message)
+    begin_step(deployment, begun)
+
+
+def cut(text: str) -> str:
+    """Shorten an error to what a step keeps."""
+    return text if len(text) <= ERROR_MAX else text[: ERROR_MAX - 3] + "..."
+
+
+def set_status(deployment: Deployment, status: Deployment.Status) -> None:
+    """Write a status."""
+    deployment.status = status
+    deployment.updated_at = clock.now()
+    deployment.save(update_fields=["status", "updated_at"])
+
+
+def fail(deployment: Deployment, code: str, message: str) -> None:
+    """Mark a deployment failed, unless it has ended otherwise, and close its open steps."""
+    if deployment.status in Deployment.TERMINAL:
+        return
+    open_step = DeploymentStep.objects.filter(deployment=deployment, ended_at=None).last()
+    deployment.error_code = code if code in ERROR_CODES else "unknown"
+    deployment.error_step = open_step.step if open_step else ""
+    deployment.error_message = message
+    deployment.save(update_fields=["error_code", "error_step", "error_message"])
+    DeploymentStep.objects.filter(deployment=deployment, ended_at=None).update(
+        ended_at=clock.now(), error=cut(message)
+    )
+    set_status(deployment, Status.FAILED)
+
+
+def give_up(deployment: Deployment, status: Deployment.Status, message: str) -> None:
+    """End a deployment as superseded or cancelled, unless it has ended otherwise."""
+    if deployment.status in Deployment.TERMINAL:
+        return
+    DeploymentStep.objects.filter(deployment=deployment, ended_at=None).update(
+        ended_at=clock.now(), message=message
+    )
+    set_status(deployment, status)
+
+
+def set_desired_state(deployment: Deployment, state: Deployment.DesiredState) -> None:
+    """Tell the regions' agents and the edges whether a deployment should run."""
+    if deployment.desired_state != state:
+        deployment.desired_state = state
+        deployment.updated_at = clock.now()
+        deployment.save(update_fields=["desired_state", "updated_at"])
+    routing.set_sentinel_state(deployment.id, state)
+    rows = Topology.objects.select_for_update().filter(deployment=deployment).exclude(desired_status=state)
+    for topology in sorted(rows, key=lambda row: str(row.region.name)):
+        topology.desired_status = state
+        versions.stamp(topology)
+        topology.save(update_fields=["desired_status", "version"])
+    settle(deployment)
+
+
+def wake(deployment: Deployment) -> None:
+    """Let a stopped deployment run again; `deploying` until its instances are healthy."""
+    set_status(deployment, Status.DEPLOYING)
+    set_desired_state(deployment, State.RUNNING)
+
+
+def put_back(deployment: Deployment) -> None:
+    """Stop a deployment that was woken and did not become healthy; it may be started again."""
+    if deployment.status == Status.DEPLOYING:
+        set_status(deployment, Status.STOPPED)
+        set_desired_state(deployment, State.STOPPED)
+
+
+def settle(deployment: Deployment) -> None:
+    """Mark a deployment stopped once it should be and no instance of it is left anywhere.
+
+    A deployment that has failed keeps saying so.
+    """
+    if deployment.status != Status.READY or deployment.desired_state != State.STOPPED:
+        return
+    if not Instance.objects.filter(deployment=deployment).exclude(status=Instance.Status.GONE).exists():
+        set_status(deployment, Status.STOPPED)
+
+
+def schedule(deployment: Deployment, state: Deployment.DesiredState, due: datetime) -> ScheduledChange:
+    """Remember a change of the desired state for later; it replaces one that is pending."""
+    change, _ = ScheduledChange.objects.update_or_create(
+        deployment=deployment,
+        defaults={"nonce": ids.new("nonce"), "desired_state": state, "due_at": due},
+    )
+    return change
+
+
+def cancel_scheduled(deployment: Deployment) -> None:
+    """Forget a pending change of the desired state."""
+    deleted, _ = ScheduledChange.objects.filter(deployment=deployment).delete()
+    if deleted:
+        notify(scheduled_topic(deployment.id))
+
+
+def instances_topic(deployment_id: str) -> str:
+    """Return the topic that is notified when instances of a deployment change."""
+    return f"instances:{deployment_id}"
+
+
+def scheduled_topic(deployment_id: str) -> str:
+    """Return the topic that is notified when a pending change of a deployment is cancelled."""
+    return f"scheduled:{deployment_id}"

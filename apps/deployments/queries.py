@@ -1,0 +1,136 @@
+"""Reads of deployments: rows of a workspace, how far their regions are, what may be done to them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from django.db.models import Q
+
+from apps.cluster.models import Agent
+from apps.deployments.models import Deployment, DeploymentStep, Instance, Topology
+from unkey import errors
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """How far a deployment's regions are.
+
+    Args:
+        regions: how many should run it.
+        healthy: names of those with as many running instances as they need at least.
+        failed: what the last failed instance said, by name of each region where all have failed.
+        waiting: what instances that neither run nor have failed said last.
+    """
+
+    regions: int
+    healthy: tuple[str, ...]
+    failed: dict[str, str]
+    waiting: tuple[str, ...]
+
+    @property
+    def required(self) -> int:
+        """How many regions must be healthy: one may be missing."""
+        return max(self.regions - 1, 1)
+
+    @property
+    def ready(self) -> bool:
+        """Whether enough regions are healthy."""
+        return len(self.healthy) >= self.required
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether so many regions have failed that the others cannot be enough."""
+        return self.regions - len(self.failed) < self.required
+
+
+def readiness(deployment_id: str) -> Readiness:
+    """Return how far a deployment's regions are, from the agents' last reports."""
+    healthy: list[str] = []
+    failed: dict[str, str] = {}
+    waiting: list[str] = []
+    topologies = Topology.objects.filter(deployment_id=deployment_id).select_related("region")
+    instances: dict[str, list[Instance]] = {}
+    for instance in Instance.objects.filter(deployment_id=deployment_id).order_by("updated_at"):
+        if instance.status not in {Instance.Status.GONE, Instance.Status.DRAINING}:
+            instances.setdefault(instance.region_id, []).append(instance)
+    for topology in topologies:
+        here = instances.get(topology.region_id, [])
+        states = [instance.status for instance in here]
+        if states.count(Instance.Status.RUNNING) >= topology.replicas_min:
+            healthy.append(topology.region.name)
+        elif here and all(state == Instance.Status.FAILED for state in states):
+            failed[topology.region.name] = here[-1].message
+        else:
+            waiting.extend(instance.message for instance in here if instance.message)
+    return Readiness(len(topologies), tuple(healthy), failed, tuple(waiting))
+
+
+def find(deployment_id: str) -> Deployment:
+    """Return a deployment of the workspace in scope with what its description needs.
+
+    Raises:
+        DeploymentNotFound: there is none.
+    """
+    found = _described().filter(pk=deployment_id).first()
+    if found is None:
+        raise not_found()
+    return found
+
+
+def not_found() -> errors.Fault:
+    """The refusal that also hides a deployment from those who may not see it."""
+    return errors.DeploymentNotFound("The requested deployment does not exist.")
+
+
+def newest(
+    *,
+    project_id: str | None = None,
+    app_id: str | None = None,
+    environment_id: str | None = None,
+    statuses: list[str] | None = None,
+    limit: int,
+    cursor: str | None = None,
+) -> tuple[list[Deployment], str | None]:
+    """Return a page of the workspace's deployments, newest first, and the cursor of the next page.
+
+    Raises:
+        InvalidInput: the cursor names no deployment of the workspace.
+    """
+    rows = _described()
+    if project_id:
+        rows = rows.filter(project_id=project_id)
+    if app_id:
+        rows = rows.filter(app_id=app_id)
+    if environment_id:
+        rows = rows.filter(environment_id=environment_id)
+    if statuses:
+        rows = rows.filter(status__in=statuses)
+    if cursor:
+        first = Deployment.objects.filter(pk=cursor).values_list("created_at", "id").first()
+        if first is None:
+            raise errors.InvalidInput("The cursor is not one that a previous page returned.")
+        made, identifier = first
+        rows = rows.filter(Q(created_at__lt=made) | Q(created_at=made, id__lte=identifier))
+    page = list(rows.order_by("-created_at", "-id")[: limit + 1])
+    return page[:limit], page[limit].id if len(page) > limit else None
+
+
+def steps(of: Deployment) -> list[DeploymentStep]:
+    """Return a deployment's steps in the order in which they began."""
+    return list(DeploymentStep.objects.filter(deployment=of))
+
+
+def instances(of: Deployment) -> list[Instance]:
+    """Return a deployment's instances that are not gone, by region and name."""
+    rows = Instance.objects.filter(deployment=of).exclude(status=Instance.Status.GONE)
+    return list(rows.select_related("region").order_by("region__name", "name"))
+
+
+def agents(of: Deployment) -> list[Agent]:
+    """Return the agents of the regions that run a deployment, the one last seen first."""
+    regions = Topology.objects.filter(deployment=of).values("region")
+    rows = Agent.objects.filter(region__in=regions).exclude(url="")
+    return list(rows.select_related("region").order_by("-last_seen_at"))
+
+
+def _described() -> Any:
+    return Deployment.objects.select_related("project", "app", "environment")

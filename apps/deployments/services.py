@@ -1,0 +1,345 @@
+"""What people and agents ask of deployments: create, roll back, promote, stop, start, report."""
+
+import re
+from collections.abc import Iterable
+from typing import Any, NotRequired, TypedDict
+
+from django.db import transaction
+
+from apps.audit import services as audit
+from apps.builds.models import Snapshot
+from apps.cluster import versions
+from apps.cluster.models import Region
+from apps.deployments import gates, lifecycle, queries, workflows
+from apps.deployments.models import Deployment, Instance, Topology
+from apps.projects.models import Environment, EnvironmentRegion, EnvironmentVariable
+from apps.workflows.engine import notify, start
+from unkey import clock, errors, ids
+from unkey.actors import Actor
+from unkey.env import env
+from unkey.errors import Violation
+
+Status = Deployment.Status
+State = Deployment.DesiredState
+Trigger = Deployment.Trigger
+
+MAX_IMAGE = 512  # characters of an image reference
+MAX_MESSAGE = 16_384  # characters of what an agent says about an instance
+_SNAPSHOT = re.compile(r"snapshot@sha256:([0-9a-f]{64})")
+
+
+class GitSource(TypedDict, total=False):
+    """A commit to build: `branch`, `commitSha` and, for a fork, `repository` as `owner/name`."""
+
+    branch: str
+    commitSha: str
+    repository: str
+
+
+class InstanceReport(TypedDict):
+    """What an agent says of one instance: its own name of it, `host:port`, status and why."""
+
+    name: str
+    address: str
+    status: str
+    message: NotRequired[str]
+
+
+def create_deployment(
+    environment: Environment,
+    *,
+    image: str | None = None,
+    redeploy_of: Deployment | None = None,
+    git: GitSource | None = None,
+    trigger: Deployment.Trigger = Trigger.API,
+    actor: Actor,
+) -> Deployment:
+    """Freeze an environment's settings, variables and policies with an image, and start deploying it.
+
+    Exactly one source is given. A redeploy takes the image of an older deployment of the same app,
+    and what the environment says *now*: that is how a changed variable or policy gets live.
+
+    Args:
+        environment: where to; in the workspace in scope.
+        image: `snapshot@sha256:<64 hex>`, or what the runtime can pull.
+        redeploy_of: the deployment whose image to take.
+        git: the commit to build.
+        trigger: what asked for it.
+        actor: who.
+
+    Raises:
+        InvalidInput: the runtime cannot run such an image, or a fork comes without a commit.
+        SnapshotNotFound: the workspace has no such snapshot.
+        DeploymentNotFound: the deployment belongs to another app.
+        InvalidEnvironmentSettings: the environment cannot be deployed; the detail says all reasons.
+        PreconditionFailed: no repository is connected, or the older deployment has no image.
+    """
+    if git is not None:
+        _refuse_git(git)
+    if redeploy_of is not None:
+        if redeploy_of.app_id != environment.app_id:
+            raise queries.not_found()
+        if not redeploy_of.image:
+            raise errors.PreconditionFailed(
+                f"Deployment {redeploy_of.id} never produced an image, so it cannot be deployed again."
+            )
+        image = redeploy_of.image
+    if not image:
+        raise ValueError("create_deployment needs a source")
+    _check_image(image)
+    with transaction.atomic():
+        # Held, so that settings, variables and policies are of one moment.
+        environment = Environment.objects.select_for_update().get(pk=environment.pk)
+        regions = _deployable(environment)
+        app = environment.app
+        variables = EnvironmentVariable.objects.filter(environment=environment).order_by("key")
+        deployment = Deployment.objects.create(
+            workspace_id=environment.workspace_id,
+            project_id=app.project_id,
+            app=app,
+            environment=environment,
+            trigger=trigger,
+            image=image,
+            git_commit_sha=redeploy_of.git_commit_sha if redeploy_of else "",
+            git_branch=redeploy_of.git_branch if redeploy_of else "",
+            git_repository=redeploy_of.git_repository if redeploy_of else "",
+            settings=frozen_settings(environment),
+            regions=[
+                {"region": row.region.name, "min": row.replicas_min, "max": row.replicas_max}
+                for row in regions
+            ],
+            variables=list(variables.values("key", "ciphertext")),
+            policies=environment.policies,
+        )
+        lifecycle.begin_step(deployment, "queued")
+        audit.record(
+            "deployment.rebuild" if redeploy_of else "deployment.create",
+            actor=actor,
+            workspace_id=deployment.workspace_id,
+            targets=[deployment, environment],
+            meta={"image": image} | ({"redeployOf": redeploy_of.id} if redeploy_of else {}),
+        )
+        start(
+            workflows.Deploy,
+            {"project_id": deployment.project_id, "deployment_id": deployment.id},
+            idempotency_key=f"deploy:{deployment.id}",
+            workspace_id=deployment.workspace_id,
+        )
+    return deployment
+
+
+def frozen_settings(environment: Environment) -> dict[str, Any]:
+    """Return an environment's runtime and build settings as a deployment keeps them for good."""
+    return {
+        "port": environment.port,
+        "cpuMillicores": environment.cpu_millicores,
+        "memoryMib": environment.memory_mib,
+        "storageMib": environment.storage_mib,
+        "command": environment.command,
+        "healthcheck": environment.healthcheck,
+        "shutdownSignal": environment.shutdown_signal,
+        "upstreamProtocol": environment.upstream_protocol,
+        "openapiSpecPath": environment.openapi_spec_path,
+        "dockerfile": environment.dockerfile,
+        "rootDirectory": environment.root_directory,
+        "buildCommand": environment.build_command,
+    }
+
+
+def rollback(target: Deployment, *, actor: Actor) -> None:
+    """Ask for an app to be rolled back to an earlier deployment; it happens within a moment.
+
+    Raises:
+        Fault: a gate refuses, with one of the 412 codes of `gates.check_rollback`.
+    """
+    _switch(target, workflows.Rollback, "rollback", actor)
+
+
+def promote(target: Deployment, *, actor: Actor) -> None:
+    """Ask for a deployment to be made the live one; ends the app's rolled-back state.
+
+    Raises:
+        Fault: a gate refuses, with one of the 412 codes of `gates.check_promote`.
+    """
+    _switch(target, workflows.Promote, "promote", actor)
+
+
+def stop(deployment: Deployment, *, actor: Actor) -> Deployment:
+    """Stop a preview deployment.
+
+    Raises:
+        DeploymentNotRunning, DeploymentIsStopping, DeploymentIsProduction: a gate refuses.
+    """
+    with transaction.atomic():
+        app = lifecycle.lock_app(deployment.app_id)
+        deployment = lifecycle.lock(deployment.id)
+        gates.check_stop(deployment, app)
+        lifecycle.cancel_scheduled(deployment)
+        lifecycle.set_desired_state(deployment, State.STOPPED)
+        audit.record(
+            "deployment.stop", actor=actor, workspace_id=deployment.workspace_id, targets=[deployment]
+        )
+    return deployment
+
+
+def start_again(deployment: Deployment, *, actor: Actor) -> Deployment:
+    """Start a stopped preview deployment.
+
+    Raises:
+        DeploymentNotStopped, DeploymentIsProduction: a gate refuses.
+    """
+    with transaction.atomic():
+        app = lifecycle.lock_app(deployment.app_id)
+        deployment = lifecycle.lock(deployment.id)
+        gates.check_start(deployment, app)
+        lifecycle.cancel_scheduled(deployment)
+        lifecycle.wake(deployment)
+        audit.record(
+            "deployment.wake", actor=actor, workspace_id=deployment.workspace_id, targets=[deployment]
+        )
+        start(
+            workflows.Wake,
+            {"project_id": deployment.project_id, "deployment_id": deployment.id},
+            idempotency_key=ids.new("wake"),
+            workspace_id=deployment.workspace_id,
+        )
+    return deployment
+
+
+def report_instances(
+    deployment_id: str, region: str, instances: Iterable[InstanceReport], agent_id: str
+) -> None:
+    """Take an agent's complete list of a deployment's instances in its region.
+
+    Rows that the list lacks become `gone`. Only what edges can see (a new instance, another status
+    or address) takes a version; who waits for the deployment is woken by any change.
+
+    Args:
+        deployment_id: whose instances.
+        region: name of the agent's region.
+        instances: all of them.
+        agent_id: who says so.
+
+    Raises:
+        RegionNotFound: no such region.
+        DeploymentNotFound: the region was never told to run that deployment.
+        InvalidInput: a status is unknown or a name is given twice.
+    """
+    reports = {report["name"]: report for report in instances}
+    place = Region.objects.filter(name=region).first()
+    if place is None:
+        raise errors.RegionNotFound(f"There is no region {region!r}.")
+    _check_reports(list(reports.values()))
+    with transaction.atomic():
+        if not Topology.objects.filter(deployment_id=deployment_id, region=place).exists():
+            raise errors.DeploymentNotFound(
+                f"Deployment {deployment_id} is not meant to run in {region}, yet agent {agent_id} reports it."
+            )
+        deployment = lifecycle.lock(deployment_id)
+        known = {row.name: row for row in Instance.objects.filter(deployment=deployment, region=place)}
+        changed = False
+        for name in sorted(reports):
+            report = reports[name]
+            row = known.get(name) or Instance(deployment=deployment, region=place, name=name, status="")
+            changed |= _update_instance(
+                row, report["status"], report["address"], report.get("message", "")[:MAX_MESSAGE]
+            )
+        for name in sorted(known.keys() - reports.keys()):
+            row = known[name]
+            changed |= _update_instance(row, Instance.Status.GONE, row.address, row.message)
+        if changed:
+            lifecycle.settle(deployment)
+            notify(lifecycle.instances_topic(deployment_id))
+
+
+def _update_instance(row: Instance, status: str, address: str, message: str) -> bool:
+    visible = (row.status, row.address) != (status, address)
+    if not visible and row.message == message:
+        return False
+    row.status, row.address, row.message = status, address, message
+    row.updated_at = clock.now()
+    if visible:
+        versions.stamp(row)
+    row.save()
+    return True
+
+
+def _check_reports(reports: list[InstanceReport]) -> None:
+    for report in reports:
+        if report["status"] not in Instance.Status.values:
+            raise errors.InvalidInput(
+                f"{report['status'][:32]!r} is not a status of an instance",
+                violations=(Violation(f"one of {', '.join(Instance.Status.values)}", "body.instances"),),
+            )
+
+
+def _switch(
+    target: Deployment, workflow: "type[workflows.Rollback | workflows.Promote]", verb: str, actor: Actor
+) -> None:
+    with transaction.atomic():
+        app = lifecycle.lock_app(target.app_id)
+        target = lifecycle.lock(target.id)
+        gates.CHECKS[verb](target, app)
+        # A pending stop must not overtake the switch that has just been accepted.
+        lifecycle.cancel_scheduled(target)
+        start(
+            workflow,
+            {
+                "project_id": target.project_id,
+                "app_id": target.app_id,
+                "deployment_id": target.id,
+                "current_id": app.current_deployment_id,
+                "actor": workflows.actor_input(actor),
+            },
+            # A key for the cause, not the object: the same target may be asked for again and again.
+            idempotency_key=ids.new(verb),
+            workspace_id=target.workspace_id,
+        )
+
+
+def _refuse_git(git: GitSource) -> None:
+    if git.get("repository") and not git.get("commitSha"):
+        message = "A fork's repository needs a commitSha as well."
+        fix = "Add commitSha, the full SHA of the fork's commit."
+        raise errors.InvalidInput(message, violations=(Violation(message, "body.git.commitSha", fix),))
+    raise errors.PreconditionFailed(
+        "The app has no connected repository. Connect one, or deploy an image or a source snapshot."
+    )
+
+
+def _check_image(image: str) -> None:
+    snapshot = _SNAPSHOT.fullmatch(image)
+    if snapshot:
+        if not Snapshot.objects.filter(digest=snapshot[1]).exists():
+            raise errors.SnapshotNotFound(
+                f"There is no snapshot {image}. Upload it with snapshots.createSnapshot first."
+            )
+        return
+    if image.startswith("snapshot@"):
+        message = "A snapshot is written snapshot@sha256:<64 lower-case hexadecimal digits>."
+    elif env.AGENT_RUNTIME == "process":
+        message = (
+            "This installation runs programs as local processes, so it deploys source snapshots, not "
+            "container images. Upload the source with snapshots.createSnapshot or `unkey deploy`."
+        )
+    else:
+        return
+    raise errors.InvalidInput(message, violations=(Violation(message, "body.image.dockerImage"),))
+
+
+def _deployable(environment: Environment) -> list[EnvironmentRegion]:
+    """Return the regions to deploy to, in the order of their names; raise when there is a reason not to."""
+    reasons: list[str] = lifecycle.runtime_violations(frozen_settings(environment))
+    regions = list(
+        EnvironmentRegion.objects.filter(environment=environment, region__can_schedule=True)
+        .select_related("region")
+        .order_by("region__name")
+    )
+    if not regions:
+        reasons.append("No regions configured. Please configure at least one region before deploying.")
+    if reasons:
+        raise errors.InvalidEnvironmentSettings(
+            f'environment "{environment.slug}" is not deployable: {"; ".join(reasons)}',
+            violations=tuple(Violation(reason, "body.environment") for reason in reasons),
+        )
+    return regions

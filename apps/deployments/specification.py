@@ -1,0 +1,65 @@
+"""Fetches the OpenAPI document that a running program serves. Network, no database."""
+
+import hashlib
+import re
+import time
+from dataclasses import dataclass
+
+import httpx
+
+DEFAULT_PATH = "/openapi.yaml"
+MAX_BYTES = 10 * 1024 * 1024
+TOTAL_SECONDS = 5.0
+_TIMEOUT = httpx.Timeout(2.0, connect=0.5)
+# A single-page app answers every path with its HTML: only what declares its version is a document.
+_DECLARES = re.compile(r"""(^|[{,\s])["']?(openapi|swagger)["']?\s*:\s*["']?\d""", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """An OpenAPI document as it was served.
+
+    Args:
+        path: where.
+        text: YAML or JSON.
+        digest: SHA-256 of the text in UTF-8, hexadecimal.
+    """
+
+    path: str
+    text: str
+    digest: str
+
+
+def fetch(address: str, path: str | None) -> Document | None:
+    """Ask one instance for its OpenAPI document; None if it has none that can be used.
+
+    Args:
+        address: `host:port` of a running instance.
+        path: as the environment's settings name it, or None to try `/openapi.yaml`.
+    """
+    path = path or DEFAULT_PATH
+    if not path.startswith("/") or path.startswith("//"):
+        return None
+    try:
+        # No redirects: a program must not make the control plane fetch something elsewhere.
+        with httpx.Client(timeout=_TIMEOUT, follow_redirects=False, trust_env=False) as client:
+            content = _read(client, f"http://{address}{path}")
+        text = content.decode() if content is not None else ""
+    except (httpx.HTTPError, httpx.InvalidURL, UnicodeDecodeError):
+        return None
+    if not _DECLARES.search(text[:65536]):
+        return None
+    return Document(path, text, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _read(client: httpx.Client, url: str) -> bytes | None:
+    deadline = time.monotonic() + TOTAL_SECONDS
+    content = bytearray()
+    with client.stream("GET", url, headers={"Accept": "application/yaml, application/json"}) as answer:
+        if answer.status_code != 200:
+            return None
+        for chunk in answer.iter_bytes():
+            content += chunk
+            if len(content) > MAX_BYTES or time.monotonic() > deadline:
+                return None
+    return bytes(content)

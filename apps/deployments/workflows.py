@@ -1,0 +1,662 @@
+"""Durable workflows of a deployment's life: deploy, roll back, promote, wake, scheduled changes.
+
+Deploy, Rollback, Promote and Wake serialise on the project and interleave: no two steps of a
+project ever run at once, and none of them holds it while it waits. A step therefore reads the state
+that it acts on anew, under the app's lock.
+"""
+
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from apps.audit import services as audit
+from apps.cluster.models import Region
+from apps.cluster.queries import edges_applied
+from apps.cluster.versions import stamp
+from apps.deployments import gates, lifecycle, logs, queries, specification
+from apps.deployments.models import Deployment, Instance, OpenapiSpec, ScheduledChange, Topology
+from apps.projects.models import App
+from apps.quota.models import Limits
+from apps.routing import services as routing
+from apps.routing.models import FrontlineRoute
+from apps.workflows.engine import JSON, Run, Terminal, Wait, Workflow, call, start, step
+from unkey import clock, errors
+from unkey.actors import Actor
+from unkey.env import env
+
+Status = Deployment.Status
+State = Deployment.DesiredState
+Sticky = FrontlineRoute.Sticky
+
+PREVIEW_STANDBY = timedelta(minutes=1)
+EDGES_POLL_SECONDS = 0.1
+EDGES_DEADLINE_SECONDS = 60.0
+SCRAPE_DEADLINE_SECONDS = 8.0
+LAST_LINES = 20
+PROJECT = "project"
+ENDED_BADLY = (Status.FAILED, Status.SKIPPED, Status.STOPPED, Status.SUPERSEDED, Status.CANCELLED)
+
+
+def actor_input(actor: Actor) -> dict[str, str]:
+    """Return an actor as a workflow's input carries it."""
+    return {name: str(value) for name, value in asdict(actor).items()}
+
+
+# ----- deploy
+
+
+@step
+def check_superseded(run: Run) -> JSON:
+    """Skip a commit that a newer one of its branch has overtaken; check the frozen settings again."""
+    deployment = _deployment(run)
+    newer = _newer(deployment).filter(git_branch=deployment.git_branch).exclude(status__in=ENDED_BADLY)
+    if deployment.git_branch and newer.exists():
+        raise Terminal(Status.SUPERSEDED, "superseded by newer commit")
+    lifecycle.next_step(deployment, "queued", "starting")
+    violations = lifecycle.runtime_violations(deployment.settings)
+    if violations:
+        raise Terminal("invalid_runtime_settings", violations[0])
+    lifecycle.next_step(deployment, "starting", "building")
+    return None
+
+
+def _detect(run: Run) -> JSON:
+    deployment = _read(run)
+    if not deployment.image.startswith("snapshot@"):
+        return None
+    from apps.builds import detection
+
+    try:
+        plan: JSON = detection.plan_snapshot(deployment.workspace_id, deployment.image, deployment.settings)
+    except detection.NothingToRun as nothing:
+        raise Terminal("build_failed", str(nothing)) from nothing
+    except errors.Fault as fault:
+        raise Terminal("build_failed", fault.detail) from fault
+    return plan
+
+
+@step(outside=_detect, timeout=60)
+def build(run: Run, plan: dict[str, Any] | None) -> JSON:
+    """Find out what the source says to run; the agent starts it from the snapshot itself."""
+    deployment = _deployment(run)
+    deployment.plan = plan
+    deployment.save(update_fields=["plan"])
+    lifecycle.next_step(deployment, "building", "deploying", _describe(plan))
+    return None
+
+
+@step
+def create_topologies(run: Run) -> JSON:
+    """Tell every region's agent to run the deployment, and the edges what to enforce, at once."""
+    deployment = _deployment(run)
+    _check_not_deleted(deployment)
+    wanted = {row["region"]: row for row in deployment.regions}
+    regions = list(Region.objects.filter(name__in=wanted, can_schedule=True).order_by("name"))
+    if not regions:
+        raise Terminal(
+            "no_schedulable_regions",
+            "No regions configured. Please configure at least one region before deploying.",
+        )
+    limits = _limits(deployment.workspace_id)
+    replicas = {region.name: _replicas(wanted[region.name], limits.replicas_max) for region in regions}
+    _check_quota(deployment, limits, sum(most for _, most in replicas.values()))
+    routing.write_sentinel(deployment)
+    for region in regions:
+        least, most = replicas[region.name]
+        topology = Topology(
+            deployment=deployment,
+            region=region,
+            desired_status=State.RUNNING,
+            replicas_min=least,
+            replicas_max=most,
+        )
+        stamp(topology)
+        topology.save()
+    return {"regions": [region.name for region in regions]}
+
+
+def stop_topologies(run: Run) -> JSON:
+    """Undo `create_topologies`: agents stop the instances; the rows stay, as an explicit signal."""
+    deployment = _deployment(run)
+    if deployment.status != Status.READY:  # what has been given its routes is never taken away again
+        lifecycle.set_desired_state(deployment, State.STOPPED)
+    return None
+
+
+def _last_words(run: Run) -> JSON:
+    """Fetch what a hopeless deployment wrote last, for the error that its owner will read."""
+    found = queries.readiness(run.input["deployment_id"])
+    if found.ready or not (found.hopeless or run.wait_expired):
+        return None
+    deployment = _read(run)
+    lines, _ = logs.fetch(queries.agents(deployment), deployment.id, LAST_LINES)
+    return [str(line.get("text", "")) for line in lines]
+
+
+@step(outside=_last_words, timeout=30)
+def wait_for_instances(run: Run, last_lines: list[str] | None) -> JSON | Wait:
+    """Wait until enough regions are healthy; give up when they cannot become so."""
+    deployment = _deployment(run)
+    found = queries.readiness(deployment.id)
+    if found.ready:
+        regions = ", ".join(found.healthy)
+        lifecycle.next_step(deployment, "deploying", "network", f"healthy in {regions}")
+        return {"healthy": list(found.healthy)}
+    if not (found.hopeless or run.wait_expired):
+        return _until_instances_change(deployment)
+    if last_lines is None:  # it got hopeless after the outside part had looked: look again
+        return Wait(seconds=0)
+    raise Terminal("instances_failed" if found.hopeless else "timeout", _why(found, last_lines))
+
+
+@step
+def scrape_openapi(run: Run) -> JSON | Wait:
+    """Wait for the program's OpenAPI document, fetched by a run of its own; a slow one is not waited for."""
+    deployment = _deployment(run)
+    try:
+        fetched = call(run, ScrapeOpenapi, {"deployment_id": deployment.id}, deadline=SCRAPE_DEADLINE_SECONDS)
+    except Terminal as failure:
+        return {"found": False, "why": failure.message}
+    if isinstance(fetched, Wait) and not run.wait_expired:
+        return fetched
+    return {"found": not isinstance(fetched, Wait) and fetched.result["digest"] is not None}
+
+
+@step
+def switch_routes(run: Run) -> JSON:
+    """Give the deployment its host names, mark it ready and move the live pointer: all or nothing.
+
+    An older deployment that took longer than a newer one, and every production deployment while the
+    app is rolled back, takes only its commit and deployment names.
+    """
+    app = lifecycle.lock_app(_read(run).app_id)
+    deployment = _deployment(run)
+    if deployment.status in Deployment.TERMINAL:
+        raise Terminal(deployment.status, f"The deployment has been {deployment.status} meanwhile.")
+    _check_not_deleted(deployment)
+    production = gates.is_production(deployment)
+    newer = _newer(deployment).filter(status__in=(Status.READY, Status.STOPPED))
+    overtaken = newer.exists()
+    overtaken_on_branch = newer.filter(git_branch=deployment.git_branch).exists()
+    held_back = production and app.is_rolled_back
+    withheld: set[FrontlineRoute.Sticky] = set()
+    if overtaken or held_back:
+        withheld |= {Sticky.ENVIRONMENT, Sticky.LIVE}
+    if overtaken_on_branch or held_back:
+        withheld.add(Sticky.BRANCH)
+    domains = [domain for domain in routing.domains_of(deployment) if domain.sticky not in withheld]
+    version = routing.assign_routes(deployment, domains)
+    previous: str | None = None
+    if Sticky.LIVE not in withheld:
+        moving = {Sticky.ENVIRONMENT, Sticky.LIVE} if production else {Sticky.ENVIRONMENT}
+        _, moved = routing.move_routes(deployment, moving)
+        version = max(version, moved)
+        if production:
+            previous = _make_current(app, deployment, rolled_back=False)
+    hosts = ", ".join(domain.fqdn for domain in domains)
+    lifecycle.next_step(deployment, "network", "finalizing", hosts)
+    lifecycle.set_status(deployment, Status.READY)
+    return {
+        "version": version,
+        "previous": previous,
+        "overtaken": overtaken if production else overtaken_on_branch,
+        "held_back": held_back,
+    }
+
+
+@step
+def wait_for_edges(run: Run) -> JSON | Wait:
+    """Wait until every live edge routes as it should from now on."""
+    version = _switched(run)["version"]
+    if edges_applied("routes", version):
+        return {"confirmed": True}
+    if run.wait_expired:
+        # What runs is not stopped unconfirmed either: a scheduled stop asks the edges again.
+        return {"confirmed": False}
+    return _until_edges_apply()
+
+
+@step
+def retire_previous(run: Run) -> dict[str, Any]:
+    """Schedule the stop of what nobody is routed to any more."""
+    deployment = _deployment(run)
+    switched = _switched(run)
+    retired: list[str] = []
+    if not switched["held_back"]:
+        if gates.is_production(deployment):
+            replaced = deployment.id if switched["overtaken"] else switched["previous"]
+            retired = [replaced] if replaced else []
+            delay = timedelta(seconds=env.STANDBY_AFTER_SECONDS)
+        else:
+            retired = _replaced_previews(deployment, switched["overtaken"])
+            delay = PREVIEW_STANDBY
+        for identifier in retired:
+            _schedule_stop(identifier, delay, switched["version"])
+    lifecycle.end_step(deployment, "finalizing", _outcome(run, switched))
+    return {"retired": retired}
+
+
+def mark_failed(run: Run, code: str, message: str) -> JSON:
+    """Mark the deployment failed, superseded or cancelled, with the reason."""
+    deployment = _deployment(run)
+    if code in {Status.SUPERSEDED, Status.CANCELLED}:
+        lifecycle.give_up(deployment, Status(code), message)
+    else:
+        lifecycle.fail(deployment, code, message)
+    return None
+
+
+class Deploy(Workflow):
+    """Bring one deployment from its creation to its host names."""
+
+    service = "deploy"
+    key = "project_id"
+    key_space = PROJECT
+    exclusive = False
+    steps = (
+        check_superseded,
+        build,
+        create_topologies,
+        wait_for_instances,
+        scrape_openapi,
+        switch_routes,
+        wait_for_edges,
+        retire_previous,
+    )
+    compensations = {create_topologies: stop_topologies}
+    on_failure = mark_failed
+
+
+# ----- the OpenAPI document
+
+
+def _fetch_openapi(run: Run) -> Any:
+    deployment = _read(run)
+    running = Instance.objects.filter(deployment=deployment, status=Instance.Status.RUNNING)
+    address = running.values_list("address", flat=True).first()
+    return specification.fetch(address, deployment.settings["openapiSpecPath"]) if address else None
+
+
+@step(outside=_fetch_openapi, timeout=SCRAPE_DEADLINE_SECONDS)
+def store_openapi(run: Run, document: specification.Document | None) -> JSON:
+    """Keep the document that the program served, if it served one."""
+    deployment = _deployment(run)
+    if document is not None:
+        with run.scope():
+            OpenapiSpec.objects.update_or_create(
+                deployment=deployment,
+                defaults={
+                    "workspace_id": deployment.workspace_id,
+                    "path": document.path,
+                    "digest": document.digest,
+                    "text": document.text,
+                },
+            )
+    return {"digest": document.digest if document else None}
+
+
+class ScrapeOpenapi(Workflow):
+    """Fetch the OpenAPI document of a deployment; a run of its own, so that the project never waits."""
+
+    service = "openapi"
+    key = "deployment_id"
+    steps = (store_openapi,)
+
+
+# ----- rollback and promote
+
+
+@step
+def prepare_target(run: Run) -> JSON:
+    """Check the gates again under the app's lock, and wake the target if it is on standby."""
+    _, target = _target(run)
+    lifecycle.cancel_scheduled(target)
+    woken = gates.on_standby(target)
+    if woken:
+        lifecycle.wake(target)
+    return {"woken": woken}
+
+
+def put_target_back(run: Run) -> JSON:
+    """Undo `prepare_target`: what was woken for nothing goes back to standby."""
+    if run.results["prepare_target"]["woken"]:
+        lifecycle.put_back(_deployment(run))
+    return None
+
+
+@step
+def wait_for_target(run: Run) -> JSON | Wait:
+    """Wait until the target is healthy; it is at once unless it was on standby."""
+    target = _deployment(run)
+    found = queries.readiness(target.id)
+    if found.ready:
+        return None
+    if found.hopeless or run.wait_expired:
+        raise Terminal("deployment_not_ready", _why(found, []))
+    return _until_instances_change(target)
+
+
+@step
+def roll_back(run: Run) -> JSON:
+    """Swap routes, live pointer and the rolled-back flag in one transaction."""
+    app, target = _target(run)
+    version = _swap(run, app, target, rolled_back=True)
+    _record(run, "deployment.rollback", target)
+    return {"version": version}
+
+
+class Rollback(Workflow):
+    """Point an app back at an earlier deployment; what was live keeps running."""
+
+    service = "rollback"
+    key = "project_id"
+    key_space = PROJECT
+    exclusive = False
+    urgent = True
+    steps = (prepare_target, wait_for_target, roll_back, wait_for_edges)
+    compensations = {prepare_target: put_target_back}
+
+
+@step
+def make_live(run: Run) -> JSON:
+    """Swap routes and live pointer and clear the rolled-back flag in one transaction."""
+    app, target = _target(run)
+    confirming = app.current_deployment_id == target.id
+    previous = None if confirming else app.current_deployment_id
+    if confirming:
+        others = Deployment.objects.unscoped("same app").filter(
+            environment_id=target.environment_id, status=Status.READY, desired_state=State.RUNNING
+        )
+        newest = others.exclude(pk=target.id).order_by("-created_at", "-id").first()
+        previous = newest.id if newest else None
+    version = _swap(run, app, target, rolled_back=False)
+    _record(run, "deployment.promote", target)
+    return {"version": version, "previous": previous}
+
+
+@step
+def retire_replaced(run: Run) -> JSON:
+    """Schedule the stop of the deployment that was live before."""
+    switched = _switched(run)
+    if switched["previous"]:
+        delay = timedelta(seconds=env.STANDBY_AFTER_SECONDS)
+        _schedule_stop(switched["previous"], delay, switched["version"])
+    return {"retired": switched["previous"]}
+
+
+class Promote(Workflow):
+    """Make a deployment the live one and let new deployments go live again."""
+
+    service = "promote"
+    key = "project_id"
+    key_space = PROJECT
+    exclusive = False
+    urgent = True
+    steps = (prepare_target, wait_for_target, make_live, wait_for_edges, retire_replaced)
+    compensations = {prepare_target: put_target_back}
+
+
+# ----- wake
+
+
+@step
+def wait_until_awake(run: Run) -> JSON | Wait:
+    """Wait until a preview that was started again is healthy."""
+    deployment = _deployment(run)
+    if deployment.status != Status.DEPLOYING:
+        raise Terminal(deployment.status, f"The deployment has been {deployment.status} meanwhile.")
+    found = queries.readiness(deployment.id)
+    if found.ready:
+        lifecycle.set_status(deployment, Status.READY)
+        return {"healthy": list(found.healthy)}
+    if found.hopeless or run.wait_expired:
+        raise Terminal("deployment_not_ready", _why(found, []))
+    return _until_instances_change(deployment)
+
+
+def let_sleep(run: Run, code: str, message: str) -> JSON:
+    """Stop a preview that did not wake up; it may be started again."""
+    lifecycle.put_back(_deployment(run))
+    return None
+
+
+class Wake(Workflow):
+    """Start a stopped preview again."""
+
+    service = "wake"
+    key = "project_id"
+    key_space = PROJECT
+    exclusive = False
+    steps = (wait_until_awake,)
+    on_failure = let_sleep
+
+
+# ----- scheduled changes of the desired state
+
+
+@step
+def wait_until_due(run: Run) -> JSON | Wait:
+    """Sleep until the change is due, or until another change has taken its place."""
+    change = _change(run)
+    if change is None or clock.now() >= change.due_at:
+        return {"due": change is not None}
+    topic = lifecycle.scheduled_topic(run.input["deployment_id"])
+    return Wait(event=topic, deadline=change.due_at)
+
+
+@step
+def wait_for_confirmation(run: Run) -> JSON | Wait:
+    """Never stop what an edge may still send requests to."""
+    if _change(run) is not None and not edges_applied("routes", run.input["routes_version"]):
+        return Wait(seconds=1)
+    return None
+
+
+@step
+def change_state(run: Run) -> JSON:
+    """Carry the change out, unless another took its place or the deployment has become the live one."""
+    deployment = _read(run)
+    app = lifecycle.lock_app(deployment.app_id)
+    deployment = _deployment(run)
+    change = _change(run)
+    if change is None:
+        return {"changed": False}
+    change.delete()
+    if app.current_deployment_id == deployment.id:
+        return {"changed": False}
+    lifecycle.set_desired_state(deployment, State(change.desired_state))
+    return {"changed": True}
+
+
+class DesiredState(Workflow):
+    """Change what a deployment should do later; of several changes the last one asked for counts."""
+
+    service = "desired_state"
+    key = "deployment_id"
+    exclusive = False
+    steps = (wait_until_due, wait_for_confirmation, change_state)
+
+
+# ----- what the steps share
+
+
+def _deployment(run: Run) -> Deployment:
+    return lifecycle.lock(run.input["deployment_id"])
+
+
+def _read(run: Run) -> Deployment:
+    rows = Deployment.objects.unscoped("a workflow names it by its id")
+    return rows.get(pk=run.input["deployment_id"])
+
+
+def _check_not_deleted(deployment: Deployment) -> None:
+    if deployment.app.deleting_at or deployment.project.deleting_at:
+        raise Terminal(Status.CANCELLED, "The app was deleted.")
+
+
+def _newer(deployment: Deployment) -> Any:
+    return Deployment.objects.unscoped("same environment").filter(
+        environment_id=deployment.environment_id, created_at__gt=deployment.created_at
+    )
+
+
+def _describe(plan: dict[str, Any] | None) -> str:
+    if not plan:
+        return ""
+    command = plan["command"]
+    return f"{plan['kind']}: {command if isinstance(command, str) else ' '.join(command)}"
+
+
+def _replicas(row: dict[str, Any], limit: int) -> tuple[int, int]:
+    least = min(max(int(row["min"]), 1), limit)
+    return least, min(max(int(row["max"]), least), limit)
+
+
+def _limits(workspace_id: str) -> Limits:
+    # Held, so that two projects of a workspace do not both take what is left.
+    found = Limits.objects.select_for_update().filter(pk=workspace_id).first()
+    return found or Limits(workspace_id=workspace_id)
+
+
+def _check_quota(deployment: Deployment, limits: Limits, replicas: int) -> None:
+    running = Topology.objects.filter(
+        deployment__workspace_id=deployment.workspace_id, desired_status=State.RUNNING
+    ).select_related("deployment")
+    shares = [(row.deployment.settings, row.replicas_max) for row in running]
+    shares.append((deployment.settings, replicas))
+    for name, setting, limit in (
+        ("CPU", "cpuMillicores", limits.cpu_millicores_max),
+        ("Memory", "memoryMib", limits.memory_mib_max),
+        ("Storage", "storageMib", limits.storage_mib_max),
+    ):
+        if sum(settings[setting] * count for settings, count in shares) > limit:
+            raise Terminal(
+                f"{name.lower()}_quota_exceeded",
+                f"We are unable to deploy this application as you have exceeded your {name} quota.",
+            )
+
+
+def _until_instances_change(deployment: Deployment) -> Wait:
+    return Wait(
+        event=lifecycle.instances_topic(deployment.id), deadline=float(env.DEPLOY_HEALTH_DEADLINE_SECONDS)
+    )
+
+
+def _until_edges_apply() -> Wait:
+    # Edges write their row themselves and cannot notify; they poll every 100 ms.
+    return Wait(seconds=EDGES_POLL_SECONDS, deadline=EDGES_DEADLINE_SECONDS)
+
+
+def _why(found: queries.Readiness, last_lines: list[str]) -> str:
+    if found.hopeless:
+        told = [f"{region}: {message}" if message else region for region, message in found.failed.items()]
+        sentence = f"Instances failed to start. {'; '.join(told)}"
+    else:
+        sentence = (
+            f"Not enough regions became healthy within {env.DEPLOY_HEALTH_DEADLINE_SECONDS} s: "
+            f"{len(found.healthy)} of {found.required} required."
+        )
+        if found.waiting:
+            sentence += f" {found.waiting[-1]}"
+    missing = [line for line in last_lines if line not in sentence]
+    return "\n".join([sentence, *missing])
+
+
+def _make_current(app: App, deployment: Deployment, *, rolled_back: bool) -> str | None:
+    previous = app.current_deployment_id
+    app.current_deployment = deployment
+    app.is_rolled_back = rolled_back
+    app.updated_at = clock.now()
+    app.save(update_fields=["current_deployment", "is_rolled_back", "updated_at"])
+    return previous if previous != deployment.id else None
+
+
+def _switched(run: Run) -> dict[str, Any]:
+    """Return the result of the step that has moved the routes, whichever workflow this is."""
+    for name in ("switch_routes", "roll_back", "make_live"):
+        if name in run.results:
+            return dict(run.results[name])
+    raise RuntimeError(f"{run.service} has not moved any routes yet")
+
+
+def _replaced_previews(deployment: Deployment, overtaken: bool) -> list[str]:
+    if overtaken:
+        return [deployment.id]
+    others = Deployment.objects.unscoped("same environment").filter(
+        environment_id=deployment.environment_id,
+        git_branch=deployment.git_branch,
+        desired_state=State.RUNNING,
+        status=Status.READY,
+        created_at__lt=deployment.created_at,
+    )
+    return list(others.order_by("id").values_list("id", flat=True))
+
+
+def _schedule_stop(deployment_id: str, delay: timedelta, routes_version: int) -> None:
+    deployment = lifecycle.lock(deployment_id)
+    if deployment.desired_state != State.RUNNING:
+        return
+    change = lifecycle.schedule(deployment, State.STOPPED, clock.now() + delay)
+    start(
+        DesiredState,
+        {
+            "deployment_id": deployment.id,
+            "nonce": change.nonce,
+            "routes_version": routes_version,
+        },
+        idempotency_key=change.nonce,
+        workspace_id=deployment.workspace_id,
+    )
+
+
+def _change(run: Run) -> ScheduledChange | None:
+    return ScheduledChange.objects.filter(
+        deployment_id=run.input["deployment_id"], nonce=run.input["nonce"]
+    ).first()
+
+
+def _outcome(run: Run, switched: dict[str, Any]) -> str:
+    said: list[str] = []
+    if switched["held_back"]:
+        said.append("The app is rolled back: promote this deployment to make it live.")
+    elif switched["overtaken"]:
+        said.append("A newer deployment is live already.")
+    if not run.results["wait_for_edges"]["confirmed"]:
+        said.append("Not every edge has confirmed the new routes yet.")
+    return " ".join(said)
+
+
+def _target(run: Run) -> tuple[App, Deployment]:
+    """Lock the app and the target and check the gates as they stand now."""
+    app = lifecycle.lock_app(run.input["app_id"])
+    target = _deployment(run)
+    woken = run.results.get("prepare_target", {}).get("woken", False)
+    try:
+        if woken and target.status == Status.DEPLOYING:
+            lifecycle.set_status(target, Status.READY)
+        if app.current_deployment_id != run.input["current_id"]:
+            raise errors.PreconditionFailed(
+                "Another deployment became the current one meanwhile. Look at it and decide again."
+            )
+        gates.CHECKS[run.service](target, app)
+    except errors.Fault as fault:
+        raise Terminal(fault.kind.code.rpartition(":")[2], fault.detail) from fault
+    return app, target
+
+
+def _swap(run: Run, app: App, target: Deployment, *, rolled_back: bool) -> int:
+    count, version = routing.move_routes(target, {Sticky.ENVIRONMENT, Sticky.LIVE})
+    if not count:
+        raise Terminal("precondition_failed", "The environment has no routes that could be moved.")
+    _make_current(app, target, rolled_back=rolled_back)
+    return version
+
+
+def _record(run: Run, event: str, target: Deployment) -> None:
+    audit.record(
+        event,
+        actor=Actor(**run.input["actor"]),
+        workspace_id=target.workspace_id,
+        targets=[target],
+        meta={"replaced": run.input["current_id"]},
+    )

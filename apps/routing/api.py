@@ -1,0 +1,188 @@
+"""`/v2` operations on the gateway: the policies of an environment."""
+
+from typing import Any
+
+from apps.projects import queries
+from apps.projects.models import Environment
+from apps.routing import policies
+from unkey import errors
+from unkey.rpc.authorization import T
+from unkey.rpc.call import Call
+from unkey.rpc.routes import JSON, route
+from unkey.rpc.schema import (
+    Field,
+    Schema,
+    array,
+    boolean,
+    handle,
+    integer,
+    nullable,
+    obj,
+    optional,
+    string,
+)
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
+_ENVIRONMENT_NAMES = {"project": handle(), "app": handle(), "environment": handle()}
+_NOTHING = obj({})
+
+STRING_MATCH = obj(
+    {
+        "exact": optional(string(1, 1024)),
+        "prefix": optional(string(1, 1024)),
+        "regex": optional(string(1, 1024)),
+        "ignoreCase": optional(boolean()),
+    },
+    exactly_one=("exact", "prefix", "regex"),
+)
+FIELD_MATCH = obj(
+    {
+        "name": string(1, 256),
+        "present": optional({"type": "boolean", "enum": [True]}),
+        "value": optional(STRING_MATCH),
+    }
+)
+MATCH = obj(
+    {
+        "path": optional(obj({"path": STRING_MATCH})),
+        "method": optional(obj({"methods": array(string(choices=_METHODS), least=1)})),
+        "header": optional(FIELD_MATCH),
+        "queryParam": optional(FIELD_MATCH),
+    },
+    exactly_one=("path", "method", "header", "queryParam"),
+)
+IDENTIFIER = obj(
+    {
+        "remoteIp": optional(obj({})),
+        "header": optional(obj({"name": string(1, 256)})),
+        "authenticatedSubject": optional(obj({})),
+        "path": optional(obj({})),
+        "principalField": optional(obj({"path": string(1, 512)})),
+    },
+    exactly_one=("remoteIp", "header", "authenticatedSubject", "path", "principalField"),
+)
+KEYAUTH = obj(
+    {
+        "keyspaces": array(string(1, 256), least=1, most=5),
+        "locations": optional(
+            array(
+                obj(
+                    {
+                        "bearer": optional(obj({})),
+                        "header": optional(
+                            obj({"name": string(1, 256), "stripPrefix": optional(string(0, 256))})
+                        ),
+                        "queryParam": optional(obj({"name": string(1, 256)})),
+                    },
+                    exactly_one=("bearer", "header", "queryParam"),
+                )
+            )
+        ),
+        "permissionQuery": optional(string(0, 1000)),
+        "ratelimits": optional(
+            array(
+                obj(
+                    {
+                        "name": string(1, 256),
+                        "limit": optional(integer(1)),
+                        "duration": optional(integer(1)),
+                        "cost": optional(integer(1)),
+                    }
+                ),
+                most=10,
+            )
+        ),
+        "credits": optional(integer(0)),
+    }
+)
+RATELIMIT = obj(
+    {
+        "limit": integer(1),
+        "windowMs": integer(1),
+        "identifier": optional(IDENTIFIER),
+        "identifiers": optional(array(IDENTIFIER, least=1, most=5)),
+    },
+    exactly_one=("identifier", "identifiers"),
+)
+LOGGING = obj(
+    {
+        name: optional(boolean(), default=False)
+        for name in ("requestHeaders", "responseHeaders", "requestBody", "responseBody", "query")
+    }
+)
+_MATCHES = array(MATCH, most=10)
+_RULES: dict[str, Schema | Field] = {
+    "keyauth": optional(KEYAUTH),
+    "ratelimit": optional(RATELIMIT),
+    "firewall": optional(obj({"action": string(choices=("ACTION_DENY",))})),
+    "openapi": optional(obj({})),
+    "logging": optional(LOGGING),
+}
+_POLICY: dict[str, Schema | Field] = {
+    "name": string(1, 256),
+    "enabled": boolean(),
+    "match": optional(_MATCHES),
+    **_RULES,
+}
+_NOT_FOUND = [errors.ProjectNotFound, errors.AppNotFound, errors.EnvironmentNotFound]
+
+
+def _environment(call: Call) -> Environment:
+    body = call.body
+    found = queries.find_environment(body["project"], body["app"], body["environment"])
+    call.authorize(environment=found.id)
+    return found
+
+
+@route(
+    "gateway.listPolicies",
+    request=obj(_ENVIRONMENT_NAMES),
+    response=array(obj({"id": string(), **_POLICY}), most=50),
+    permission=T("environment.{environment}.read_policies"),
+    errors=_NOT_FOUND,
+)
+def list_policies(call: Call) -> JSON:
+    """List the policies of an environment in the order of their evaluation."""
+    stored: list[Any] = _environment(call).policies
+    return stored
+
+
+@route(
+    "gateway.setPolicies",
+    request=obj({**_ENVIRONMENT_NAMES, "policies": array(obj(_POLICY), most=50)}),
+    response=_NOTHING,
+    permission=T("environment.{environment}.set_policies"),
+    errors=[*_NOT_FOUND, errors.KeySpaceNotFound],
+)
+def set_policies(call: Call) -> JSON:
+    """Replace the policies of an environment for the deployments to come."""
+    policies.set_policies(_environment(call), call.body["policies"], actor=call.actor)
+    return {}
+
+
+@route(
+    "gateway.updatePolicy",
+    request=obj(
+        {
+            **_ENVIRONMENT_NAMES,
+            "policyId": string(1, 512),
+            "name": optional(string(1, 256)),
+            "enabled": optional(boolean()),
+            "match": optional(nullable(_MATCHES)),
+            **_RULES,
+        }
+    ),
+    response=_NOTHING,
+    permission=T("environment.{environment}.update_policy"),
+    errors=[*_NOT_FOUND, errors.PolicyNotFound, errors.KeySpaceNotFound],
+)
+def update_policy(call: Call) -> JSON:
+    """Change one policy of an environment for the deployments to come."""
+    environment = _environment(call)
+    changes = {
+        name: value
+        for name, value in call.body.items()
+        if name not in {*_ENVIRONMENT_NAMES, "policyId"}
+    }
+    policies.update_policy(environment, call.body["policyId"], changes, actor=call.actor)
+    return {}
