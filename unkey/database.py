@@ -24,9 +24,12 @@ def database(url: str) -> dict[str, Any]:
         path = unquote(parts.path)
         if not path or path == "/":
             raise BadSetting("DATABASE_URL lacks the file: sqlite:////absolute/path.sqlite3")
+        name = path[1:] if path.startswith("//") else path
         return {
             "ENGINE": "django.db.backends.sqlite3",
-            "NAME": path[1:] if path.startswith("//") else path,
+            "NAME": name,
+            # A file, as in real life: SQLite's shared memory databases lock differently.
+            "TEST": {"NAME": f"{name}.test"},
             "CONN_MAX_AGE": None,
             "OPTIONS": {
                 "timeout": 20,

@@ -5,6 +5,17 @@ import secrets
 from pathlib import Path
 
 
+def private_folder(path: Path) -> Path:
+    """Make a folder, and the missing ones above it, for their owner alone; one that exists is left as it is.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    for folder in [*reversed(path.parents), path]:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
 def read_or_make(folder: Path, name: str, nbytes: int = 32) -> str:
     """Return the secret `name` as hexadecimal text, making it when it is not there yet.
 
@@ -21,7 +32,7 @@ def read_or_make(folder: Path, name: str, nbytes: int = 32) -> str:
     """
     path = folder / name
     if not path.exists():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         draft = folder / f".{name}.{os.getpid()}.{secrets.token_hex(4)}"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:

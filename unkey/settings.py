@@ -2,8 +2,14 @@
 
 from typing import Any
 
+from kombu import Exchange, Queue
+
+from unkey import broker, logging
 from unkey.database import database
 from unkey.env import ROOT, env
+from unkey.keyfiles import private_folder
+
+private_folder(env.UNKEY_VAR)
 
 BASE_DIR = ROOT
 DEBUG = env.DEBUG
@@ -36,6 +42,8 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    "unkey.middleware.RequestContext",
+    "unkey.rpc.pipeline.Rpc",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -79,9 +87,10 @@ USE_TZ = True
 USE_I18N = False
 
 STATIC_URL = "static/"
-STATIC_ROOT = ROOT / "static" / "collected"
 STATICFILES_DIRS: list[Any] = []
+# Served straight from the installed packages: nothing to collect before the first start.
 WHITENOISE_USE_FINDERS = True
+WHITENOISE_AUTOREFRESH = False
 
 DATA_UPLOAD_MAX_MEMORY_SIZE = 10 * 1024 * 1024
 
@@ -95,6 +104,35 @@ SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 SECURE_REDIRECT_EXEMPT = [r"^v2/", r"^internal/", r"^health/"]
 X_FRAME_OPTIONS = "DENY"
 
+LOGGING = logging.settings()
+logging.configure_structlog()
+
+# A message is a wake-up: losing, doubling or reordering one costs latency, never correctness.
+_broker = broker.celery_settings(env.CELERY_BROKER_URL)
+CELERY_BROKER_URL = _broker["broker_url"]
+CELERY_BROKER_TRANSPORT_OPTIONS = _broker["broker_transport_options"]
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_CONNECTION_TIMEOUT = 2
+# A publisher stands in somebody's request: it tries twice and leaves the rest to the sweeper.
+CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1, "interval_max": 0.1}
+CELERY_TASK_SERIALIZER = "json"
+CELERY_ACCEPT_CONTENT = ["json"]
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_DEFAULT_QUEUE = "default"
+CELERY_TASK_QUEUES = [
+    Queue(name, Exchange("unkey"), routing_key=name) for name in ("workflows", "builds", "default")
+]
+CELERY_TASK_CREATE_MISSING_QUEUES = False
+CELERY_TASK_ACKS_LATE = True
+CELERY_TASK_REJECT_ON_WORKER_LOST = True
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_POOL = "threads"
+CELERY_WORKER_CONCURRENCY = env.WORKER_CONCURRENCY
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_WORKER_REDIRECT_STDOUTS = False
+CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
+CELERY_WORKER_SEND_TASK_EVENTS = False
+CELERY_TIMEZONE = "UTC"
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
 
 REST_FRAMEWORK = {"UNAUTHENTICATED_USER": None}

@@ -96,12 +96,12 @@ class TenantManager(models.Manager[_M]):
             return self.get_queryset()
 
 
-def _check_owner(instance: models.Model) -> None:
+def _check_owner(instance: Any) -> None:
     scope = _scope.get()
     if scope is None:
         raise OutsideWorkspace(f"{type(instance).__name__} was created outside a workspace scope")
-    if scope is not _EVERYONE and getattr(instance, "workspace_id") != scope:
+    if scope is not _EVERYONE and instance.workspace_id != scope:
         raise OutsideWorkspace(
-            f"{type(instance).__name__} of workspace {getattr(instance, 'workspace_id')} was created "
+            f"{type(instance).__name__} of workspace {instance.workspace_id} was created "
             f"in the scope of {scope}"
         )

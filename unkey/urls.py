@@ -1,8 +1,9 @@
 """URLs of web."""
 
 from django.contrib import admin
-from django.urls import path
+from django.urls import include, path
 
 urlpatterns = [
+    path("", include("unkey.health")),
     path("admin/", admin.site.urls),
 ]

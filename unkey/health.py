@@ -1,0 +1,77 @@
+"""Health and metrics of web and feed.
+
+`live`: the process answers. `ready`: what it cannot do without answers, too. `startup`: the schema is
+the one that this code was written for.
+"""
+
+import hmac
+from collections.abc import Callable
+
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import path
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from unkey.env import env
+
+_startup_done = False
+
+
+def live(_request: HttpRequest) -> JsonResponse:
+    """Answer 200 as long as the process answers at all."""
+    return JsonResponse({"status": "ok"})
+
+
+def ready(_request: HttpRequest) -> JsonResponse:
+    """Answer 200 when the database does, else 503."""
+    return _answer(_database_answers)
+
+
+def startup(_request: HttpRequest) -> JsonResponse:
+    """Answer 200 once every migration is applied, else 503; the good answer is remembered."""
+    return _answer(_schema_fits)
+
+
+def metrics(request: HttpRequest) -> HttpResponse:
+    """Prometheus metrics, for bearers of AGENT_TOKEN."""
+    given = request.headers.get("Authorization", "")
+    if not hmac.compare_digest(given.encode(), f"Bearer {env.secret('AGENT_TOKEN')}".encode()):
+        return HttpResponse("bearer AGENT_TOKEN needed\n", status=401, content_type="text/plain")
+    return HttpResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+
+
+urlpatterns = [
+    path("health/live", live),
+    path("health/ready", ready),
+    path("health/startup", startup),
+    path("metrics", metrics),
+]
+
+
+def _answer(check: Callable[[], str]) -> JsonResponse:
+    try:
+        fault = check()
+    except DatabaseError as error:
+        connection.close()
+        fault = f"database: {type(error).__name__}"
+    if fault:
+        return JsonResponse({"status": "unavailable", "reason": fault}, status=503)
+    return JsonResponse({"status": "ok"})
+
+
+def _database_answers() -> str:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    return ""
+
+
+def _schema_fits() -> str:
+    global _startup_done
+    if not _startup_done:
+        executor = MigrationExecutor(connection)
+        missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
+        if missing:
+            return f"{len(missing)} migrations are not applied"
+        _startup_done = True
+    return ""
