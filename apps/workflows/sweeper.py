@@ -1,0 +1,190 @@
+"""Finds what is due and drives it in this process: timers, lapsed leases, runs nobody woke.
+
+One dispatcher per worker process holds the threads that run steps. Wake-ups from Celery and the
+sweeper's own findings both go through it, so that a process never drives one key twice at a time.
+"""
+
+import threading
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime, timedelta
+
+import structlog
+from django.db import close_old_connections, connections
+from django.db.models import Exists, Max, Min, OuterRef, Q
+
+from apps.workflows import wakeups
+from apps.workflows.driver import Driver
+from apps.workflows.models import WorkflowKey, WorkflowRun
+from unkey import clock
+
+log = structlog.get_logger("workflows")
+
+INTERVAL = 0.5
+BATCH = 100
+
+
+def due_keys(queues: Iterable[str] | None = None, limit: int = BATCH) -> list[str]:
+    """Return keys that have a run to drive now, urgent ones first, then by how long they are due.
+
+    Keys that somebody holds (a live lease, an exclusive run that itself is not due) are left out.
+    """
+    now = clock.now()
+    held = WorkflowKey.objects.filter(
+        Q(lease_expires_at__gt=now) | (Q(exclusive=True) & ~Q(holder=OuterRef("id")) & ~Q(holder="")),
+        key=OuterRef("key"),
+    )
+    due = WorkflowRun.objects.filter(~Exists(held), next_at__lte=now)
+    if queues is not None:
+        due = due.filter(queue__in=list(queues))
+    keys = due.order_by().values("key").annotate(first=Min("next_at"), most=Max("urgent"))
+    return [row["key"] for row in keys.order_by("-most", "first")[:limit]]
+
+
+def next_due(queues: Iterable[str] | None = None) -> datetime | None:
+    """Return the time of the nearest timer that is still to come."""
+    later = WorkflowRun.objects.filter(next_at__gt=clock.now())
+    if queues is not None:
+        later = later.filter(queue__in=list(queues))
+    return later.order_by("next_at").values_list("next_at", flat=True).first()
+
+
+def drain(limit: int = 10_000) -> int:
+    """Drive everything that is due in this thread until nothing is; for tests of workflows.
+
+    Works inside a test's transaction. Timers are not waited for: move `unkey.clock` and drain again.
+
+    Args:
+        limit: most rounds, so that a run that never settles ends the test.
+
+    Returns:
+        How many transactions moved a run forward.
+
+    Raises:
+        RuntimeError: the limit was reached.
+    """
+    moved = 0
+    for _ in range(limit):
+        keys = due_keys()
+        if not keys:
+            return moved
+        for key in keys:
+            moved += Driver(inline=True).drive(key)
+    raise RuntimeError(f"workflows are still due after {limit} rounds")
+
+
+class Dispatcher:
+    """Threads that drive keys, and the sweeper that feeds them.
+
+    Args:
+        queues: the queues that this process serves; None: all.
+        threads: how many keys are driven at a time.
+    """
+
+    def __init__(self, queues: Iterable[str] | None, threads: int) -> None:
+        self.queues = None if queues is None else frozenset(queues)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="workflow", initializer=None)
+        self._guard = threading.Lock()
+        self._driving: dict[str, Future[int]] = {}
+        self._again: set[str] = set()
+        self._wanted = threading.Event()
+        self._soonest: datetime | None = None
+        self._stopping = False
+        self._sweeper: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to sweep, and take this process's wake-ups."""
+        wakeups.attach(self)
+        self._sweeper = threading.Thread(target=self._sweep, name="workflow-sweeper", daemon=True)
+        self._sweeper.start()
+
+    def stop(self) -> None:
+        """Take nothing more, and wait for the steps in hand."""
+        wakeups.attach(None)
+        self._stopping = True
+        self._wanted.set()
+        if self._sweeper is not None:
+            self._sweeper.join()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def drive(self, key: str) -> int:
+        """Drive a key on one of the threads and wait for it; at once 0 if it is being driven already."""
+        future = self._submit(key)
+        return 0 if future is None else future.result()
+
+    def accept(self, key: str, queue: str) -> bool:
+        """Take a wake-up of this process, if a thread is free and the queue is served here."""
+        if self._stopping or (self.queues is not None and queue not in self.queues):
+            return False
+        with self._guard:
+            if len(self._driving) >= self._threads and key not in self._driving:
+                return False
+        self._submit(key)
+        return True
+
+    def due_at(self, moment: datetime) -> None:
+        """Sweep at this time, if that is sooner than planned."""
+        with self._guard:
+            if self._soonest is not None and self._soonest <= moment:
+                return
+            self._soonest = moment
+        self._wanted.set()
+
+    def _submit(self, key: str) -> "Future[int] | None":
+        with self._guard:
+            if key in self._driving:
+                self._again.add(key)
+                return None
+            future = self._pool.submit(self._work, key)
+            self._driving[key] = future
+            return future
+
+    def _work(self, key: str) -> int:
+        moved = 0
+        try:
+            while True:
+                close_old_connections()
+                moved += Driver(self.queues).drive(key)
+                with self._guard:
+                    if key not in self._again or self._stopping:
+                        del self._driving[key]
+                        return moved
+                    self._again.discard(key)
+        except BaseException:
+            with self._guard:
+                self._driving.pop(key, None)
+                self._again.discard(key)
+            log.exception("driving failed; the sweeper will try again", key=key)
+            raise
+
+    def _sweep(self) -> None:
+        while not self._stopping:
+            pause = INTERVAL
+            try:
+                close_old_connections()
+                pause = self._sweep_once()
+            except Exception:
+                log.exception("sweep failed")
+            self._wanted.wait(pause)
+            self._wanted.clear()
+        connections.close_all()
+
+    def _sweep_once(self) -> float:
+        with self._guard:
+            free = self._threads - len(self._driving)
+        if free > 0:
+            for key in due_keys(self.queues, limit=free + len(self._driving)):
+                self._submit_new(key)
+        soonest = next_due(self.queues)
+        with self._guard:
+            self._soonest = soonest
+        if soonest is None:
+            return INTERVAL
+        return min(INTERVAL, max((soonest - clock.now()) / timedelta(seconds=1), 0.001))
+
+    def _submit_new(self, key: str) -> None:
+        with self._guard:
+            if key in self._driving:
+                return
+        self._submit(key)

@@ -1,0 +1,53 @@
+"""Celery entry points: wake-ups in, a dispatcher in every worker process, periodic sweeps and pruning."""
+
+from datetime import timedelta
+from typing import Any
+
+from celery.signals import worker_ready, worker_shutting_down
+
+from apps.workflows import history, sweeper, wakeups
+from apps.workflows.driver import Driver
+from apps.workflows.models import WorkflowRun
+from unkey.celery import app
+from unkey.env import env
+
+_dispatcher: sweeper.Dispatcher | None = None
+
+
+@app.task(name=wakeups.TASK, ignore_result=True)
+def drive(key: str) -> None:
+    """Drive the runs of a key."""
+    if _dispatcher is None:
+        Driver().drive(key)
+    else:
+        _dispatcher.drive(key)
+
+
+@app.task(name="workflows.sweep", ignore_result=True)
+def sweep() -> None:
+    """Wake every key that has something due: for workers whose own sweeper has died."""
+    keys = sweeper.due_keys()
+    queues = dict(WorkflowRun.objects.filter(key__in=keys, next_at__isnull=False).values_list("key", "queue"))
+    for key in keys:
+        if key in queues:
+            wakeups.send(key, queues[key])
+
+
+@app.task(name="workflows.prune", ignore_result=True)
+def prune() -> None:
+    """Delete the history of runs that ended 30 days ago or earlier."""
+    history.prune(timedelta(days=history.KEEP_DAYS))
+
+
+@worker_ready.connect
+def _start(sender: Any = None, **_kwargs: Any) -> None:
+    global _dispatcher
+    queues = list(sender.app.amqp.queues.consume_from)
+    _dispatcher = sweeper.Dispatcher(queues, env.WORKER_CONCURRENCY)
+    _dispatcher.start()
+
+
+@worker_shutting_down.connect
+def _stop(**_kwargs: Any) -> None:
+    if _dispatcher is not None:
+        _dispatcher.stop()

@@ -1,0 +1,60 @@
+"""Sends wake-ups: to this process's own dispatcher when it has room, else through Celery.
+
+A wake-up that is lost costs at most the sweeper's interval, so nothing here may fail its caller.
+"""
+
+from datetime import datetime
+from functools import partial
+from typing import Protocol
+
+import structlog
+from django.db import transaction
+
+log = structlog.get_logger("workflows")
+
+TASK = "workflows.drive"
+
+
+class Local(Protocol):
+    """A dispatcher in this process."""
+
+    def accept(self, key: str, queue: str) -> bool:
+        """Take the key if this process serves the queue and has a free thread."""
+
+    def due_at(self, moment: datetime) -> None:
+        """Remember that something becomes due."""
+
+
+_local: Local | None = None
+
+
+def attach(local: Local | None) -> None:
+    """Make a dispatcher this process's own (None: none)."""
+    global _local
+    _local = local
+
+
+def after_commit(key: str, queue: str, due: datetime | None = None) -> None:
+    """Wake a key once the current transaction is committed; `due`, if in the future, is only noted."""
+    if due is None:
+        transaction.on_commit(partial(send, key, queue), robust=True)
+    else:
+        transaction.on_commit(partial(remember, due), robust=True)
+
+
+def remember(due: datetime) -> None:
+    """Tell this process's dispatcher, if there is one, when something becomes due."""
+    if _local is not None:
+        _local.due_at(due)
+
+
+def send(key: str, queue: str) -> None:
+    """Wake a key now. Never raises: a broker that is down is logged, and the sweeper makes up for it."""
+    if _local is not None and _local.accept(key, queue):
+        return
+    from unkey.celery import app
+
+    try:
+        app.send_task(TASK, args=[key], queue=queue, ignore_result=True, retry=False)
+    except Exception as error:
+        log.warning("wake-up not sent; the sweeper will find the run", key=key, queue=queue, error=str(error))
