@@ -1,6 +1,5 @@
 """What people and agents ask of deployments: create, roll back, promote, stop, start, report."""
 
-import re
 from collections.abc import Iterable
 from typing import Any, NotRequired, TypedDict
 
@@ -14,7 +13,7 @@ from apps.deployments import gates, lifecycle, queries, workflows
 from apps.deployments.models import Deployment, Instance, Topology
 from apps.projects.models import Environment, EnvironmentRegion, EnvironmentVariable
 from apps.workflows.engine import notify, start
-from unkey import clock, errors, ids
+from unkey import clock, errors, ids, snapshots
 from unkey.actors import Actor
 from unkey.env import env
 from unkey.errors import Violation
@@ -25,7 +24,6 @@ Trigger = Deployment.Trigger
 
 MAX_IMAGE = 512  # characters of an image reference
 MAX_MESSAGE = 16_384  # characters of what an agent says about an instance
-_SNAPSHOT = re.compile(r"snapshot@sha256:([0-9a-f]{64})")
 
 
 class GitSource(TypedDict, total=False):
@@ -69,6 +67,7 @@ def create_deployment(
 
     Raises:
         InvalidInput: the runtime cannot run such an image, or a fork comes without a commit.
+        InvalidSnapshot: the reference is malformed.
         SnapshotNotFound: the workspace has no such snapshot.
         DeploymentNotFound: the deployment belongs to another app.
         InvalidEnvironmentSettings: the environment cannot be deployed; the detail says all reasons.
@@ -308,23 +307,17 @@ def _refuse_git(git: GitSource) -> None:
 
 
 def _check_image(image: str) -> None:
-    snapshot = _SNAPSHOT.fullmatch(image)
-    if snapshot:
-        if not Snapshot.objects.filter(digest=snapshot[1]).exists():
+    if image.startswith("snapshot@"):
+        if not Snapshot.objects.filter(digest=snapshots.parse_reference(image)).exists():
             raise errors.SnapshotNotFound(
                 f"There is no snapshot {image}. Upload it with snapshots.createSnapshot first."
             )
-        return
-    if image.startswith("snapshot@"):
-        message = "A snapshot is written snapshot@sha256:<64 lower-case hexadecimal digits>."
     elif env.AGENT_RUNTIME == "process":
         message = (
             "This installation runs programs as local processes, so it deploys source snapshots, not "
             "container images. Upload the source with snapshots.createSnapshot or `unkey deploy`."
         )
-    else:
-        return
-    raise errors.InvalidInput(message, violations=(Violation(message, "body.image.dockerImage"),))
+        raise errors.InvalidInput(message, violations=(Violation(message, "body.image.dockerImage"),))
 
 
 def _deployable(environment: Environment) -> list[EnvironmentRegion]:

@@ -134,7 +134,7 @@ def _last_words(run: Run) -> JSON:
 
 
 @step(outside=_last_words, timeout=30)
-def wait_for_instances(run: Run, last_lines: list[str] | None) -> JSON | Wait:
+def wait_for_instances(run: Run, last_lines: list[str] | None) -> "JSON | Wait":
     """Wait until enough regions are healthy; give up when they cannot become so."""
     deployment = _deployment(run)
     found = queries.readiness(deployment.id)
@@ -150,7 +150,7 @@ def wait_for_instances(run: Run, last_lines: list[str] | None) -> JSON | Wait:
 
 
 @step
-def scrape_openapi(run: Run) -> JSON | Wait:
+def scrape_openapi(run: Run) -> "JSON | Wait":
     """Wait for the program's OpenAPI document, fetched by a run of its own; a slow one is not waited for."""
     deployment = _deployment(run)
     try:
@@ -205,7 +205,7 @@ def switch_routes(run: Run) -> JSON:
 
 
 @step
-def wait_for_edges(run: Run) -> JSON | Wait:
+def wait_for_edges(run: Run) -> "JSON | Wait":
     """Wait until every live edge routes as it should from now on."""
     version = _switched(run)["version"]
     if edges_applied("routes", version):
@@ -325,7 +325,7 @@ def put_target_back(run: Run) -> JSON:
 
 
 @step
-def wait_for_target(run: Run) -> JSON | Wait:
+def wait_for_target(run: Run) -> "JSON | Wait":
     """Wait until the target is healthy; it is at once unless it was on standby."""
     target = _deployment(run)
     found = queries.readiness(target.id)
@@ -400,7 +400,7 @@ class Promote(Workflow):
 
 
 @step
-def wait_until_awake(run: Run) -> JSON | Wait:
+def wait_until_awake(run: Run) -> "JSON | Wait":
     """Wait until a preview that was started again is healthy."""
     deployment = _deployment(run)
     if deployment.status != Status.DEPLOYING:
@@ -435,7 +435,7 @@ class Wake(Workflow):
 
 
 @step
-def wait_until_due(run: Run) -> JSON | Wait:
+def wait_until_due(run: Run) -> "JSON | Wait":
     """Sleep until the change is due, or until another change has taken its place."""
     change = _change(run)
     if change is None or clock.now() >= change.due_at:
@@ -445,7 +445,7 @@ def wait_until_due(run: Run) -> JSON | Wait:
 
 
 @step
-def wait_for_confirmation(run: Run) -> JSON | Wait:
+def wait_for_confirmation(run: Run) -> "JSON | Wait":
     """Never stop what an edge may still send requests to."""
     if _change(run) is not None and not edges_applied("routes", run.input["routes_version"]):
         return Wait(seconds=1)
