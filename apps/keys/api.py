@@ -1,1 +1,733 @@
-"""Operations on APIs and keys: `apis.*`, `keys.*`."""
+"""Operations on APIs and keys: `apis.*` and `keys.*`."""
+
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from apps.keys import queries, services, verification
+from apps.keys.models import Identity, Key, Permission, Ratelimit, Role
+from apps.keys.values import Credits, NamedLimit, Refill
+from apps.vault import services as vault
+from apps.vault.errors import Undecryptable
+from edge.verify import steps
+from edge.verify.request import BODY as VERIFY_BODY
+from unkey import clock, errors
+from unkey.errors import Violation
+from unkey.partial import present
+from unkey.rpc.authorization import T, U
+from unkey.rpc.call import Call, Page, paginate
+from unkey.rpc.routes import JSON, route
+from unkey.rpc.schema import (
+    anything,
+    array,
+    boolean,
+    identifier,
+    integer,
+    nullable,
+    obj,
+    optional,
+    string,
+)
+
+LAST_MOMENT = 4_102_444_800_000
+
+API_ID = identifier(8)
+KEY_ID = identifier(3)
+SLUG = string(1, 128, pattern=r"^[a-zA-Z0-9_:\-\.\*]+$")
+ROLE_NAME = string(1, 128)
+EXTERNAL_ID = string(1, 255, pattern=r"^[a-zA-Z0-9_.-]+$")
+META = anything(100)
+EXPIRES = integer(0, LAST_MOMENT)
+NOTHING = obj({})
+
+REFILL = obj(
+    {
+        "interval": string(choices=["daily", "monthly"]),
+        "amount": integer(1),
+        "refillDay": optional(integer(1, 31)),
+    }
+)
+CREDITS = obj({"remaining": nullable(integer(0)), "refill": optional(REFILL)})
+RATELIMIT_REQUEST = obj(
+    {
+        "name": string(3, 128),
+        "limit": integer(1),
+        "duration": integer(1000),
+        "autoApply": optional(boolean(), default=False),
+    }
+)
+RATELIMIT_RESPONSE = obj(
+    {
+        "id": string(),
+        "name": string(1, 128),
+        "limit": integer(1),
+        "duration": integer(1000),
+        "autoApply": boolean(),
+    }
+)
+IDENTITY = obj(
+    {
+        "id": string(),
+        "externalId": string(),
+        "meta": optional(anything()),
+        "ratelimits": optional(array(RATELIMIT_RESPONSE)),
+    }
+)
+PERMISSION = obj(
+    {
+        "id": KEY_ID,
+        "name": string(1, 512),
+        "slug": string(1, 512),
+        "description": optional(string(0, 512)),
+    }
+)
+ROLE = obj(
+    {
+        "id": string(),
+        "name": string(),
+        "description": optional(string()),
+        "permissions": optional(array(PERMISSION)),
+    }
+)
+KEY = obj(
+    {
+        "keyId": KEY_ID,
+        "start": string(1, 50),
+        "enabled": boolean(),
+        "name": optional(string(0, 255)),
+        "meta": optional(META),
+        "createdAt": integer(0),
+        "updatedAt": optional(integer(0)),
+        "lastUsedAt": optional(integer(0)),
+        "expires": optional(integer(0)),
+        "permissions": optional(array(string())),
+        "roles": optional(array(string())),
+        "credits": optional(CREDITS),
+        "identity": optional(IDENTITY),
+        "plaintext": optional(string(redact=True)),
+        "ratelimits": optional(array(RATELIMIT_RESPONSE, most=50)),
+    }
+)
+NEW_KEY = obj({"keyId": string(), "key": string(redact=True)})
+VERIFIED = obj(
+    {
+        "valid": boolean(),
+        "code": string(
+            choices=[
+                "VALID",
+                "NOT_FOUND",
+                "FORBIDDEN",
+                "INSUFFICIENT_PERMISSIONS",
+                "USAGE_EXCEEDED",
+                "RATE_LIMITED",
+                "DISABLED",
+                "EXPIRED",
+            ]
+        ),
+        "keyId": optional(string()),
+        "name": optional(string()),
+        "meta": optional(anything()),
+        "expires": optional(integer()),
+        "credits": optional(integer()),
+        "enabled": optional(boolean()),
+        "permissions": optional(array(string())),
+        "roles": optional(array(string())),
+        "identity": optional(IDENTITY),
+        "ratelimits": optional(
+            array(
+                obj(
+                    {
+                        "exceeded": boolean(),
+                        "id": string(about="empty for a limit that the request itself gave"),
+                        "name": string(1, 255),
+                        "limit": integer(0),
+                        "duration": integer(1000),
+                        "reset": integer(0, about="end of the window, Unix milliseconds"),
+                        "remaining": integer(0),
+                        "autoApply": boolean(),
+                    }
+                )
+            )
+        ),
+    }
+)
+
+
+@route(
+    "apis.createApi",
+    request=obj({"name": string(3, 256)}),
+    response=obj({"apiId": API_ID}),
+    permission=T("api.*.create_api"),
+)
+def create_api(call: Call) -> JSON:
+    """Make an API: a name for a space of keys."""
+    api = services.create_api(call.workspace_id, call.body["name"], actor=call.actor)
+    return {"apiId": api.id}
+
+
+@route(
+    "apis.getApi",
+    request=obj({"apiId": API_ID}),
+    response=obj({"id": API_ID, "name": string(3, 256)}),
+    permission=T("api.{api}.read_api"),
+    errors=[errors.ApiNotFound],
+)
+def get_api(call: Call) -> JSON:
+    """Return an API."""
+    call.authorize(api=call.body["apiId"])
+    api = queries.get_api(call.body["apiId"])
+    return {"id": api.id, "name": api.name}
+
+
+@route(
+    "apis.deleteApi",
+    request=obj({"apiId": API_ID}),
+    response=NOTHING,
+    permission=T("api.{api}.delete_api"),
+    errors=[errors.ApiNotFound, errors.ProtectedResource],
+)
+def delete_api(call: Call) -> JSON:
+    """Delete an API; its keys stop working."""
+    call.authorize(api=call.body["apiId"])
+    services.delete_api(queries.get_api(call.body["apiId"]), actor=call.actor)
+    return {}
+
+
+DECRYPT_KEYS = T("api.{api}.decrypt_key") | U("keyspaces/{keyspace}/keys/*#decrypt_key")
+
+
+@route(
+    "apis.listKeys",
+    request=obj(
+        {
+            "apiId": string(1),
+            "limit": optional(integer(1, 100), default=100),
+            "cursor": optional(string()),
+            "externalId": optional(string(1)),
+            "decrypt": optional(boolean(), default=False),
+            "revalidateKeysCache": optional(boolean(), default=False),
+        }
+    ),
+    response=array(KEY, most=100),
+    permission=(T("api.{api}.read_key") & T("api.{api}.read_api"))
+    | (U("keyspaces/{keyspace}/keys/*#read_key") & U("keyspaces/{keyspace}#read_keyspace")),
+    paginated=True,
+    errors=[errors.ApiNotFound, errors.PreconditionFailed],
+)
+def list_keys(call: Call) -> Page:
+    """List the keys of an API, ordered by id."""
+    api = queries.get_api(call.body["apiId"])
+    about = {"api": api.id, "keyspace": api.key_space_id}
+    call.authorize(ids=about, masked=lambda: queries.api_not_found(api.id))
+    if call.body["decrypt"]:
+        call.authorize(DECRYPT_KEYS, ids=about)
+        _expect_recoverable(api.key_space.store_encrypted_keys)
+    keys = queries.live_keys().filter(key_space=api.key_space_id)
+    if "externalId" in call.body:
+        keys = keys.filter(identity__external_id=call.body["externalId"], identity__deleted_at=None)
+    return paginate(
+        queries.shown(keys), call.body, lambda rows: _show_keys(rows, decrypt=call.body["decrypt"])
+    )
+
+
+CREATE_KEY = T("api.{api}.create_key") | U("keyspaces/{keyspace}#create_key")
+ENCRYPT_KEYS = T("api.{api}.encrypt_key") | U("keyspaces/{keyspace}/keys/*#encrypt_key")
+
+
+@route(
+    "keys.createKey",
+    request=obj(
+        {
+            "apiId": KEY_ID,
+            "prefix": optional(string(1, 16, pattern=r"^[a-zA-Z0-9_]+$")),
+            "name": optional(string(1, 255)),
+            "byteLength": optional(integer(16, 255)),
+            "externalId": optional(EXTERNAL_ID),
+            "meta": optional(META),
+            "roles": optional(array(ROLE_NAME, most=100)),
+            "permissions": optional(array(SLUG, most=1000)),
+            "expires": optional(EXPIRES),
+            "credits": optional(CREDITS),
+            "ratelimits": optional(array(RATELIMIT_REQUEST, most=50)),
+            "enabled": optional(boolean(), default=True),
+            "recoverable": optional(boolean(), default=False),
+        }
+    ),
+    response=NEW_KEY,
+    permission=CREATE_KEY,
+    errors=[errors.ApiNotFound, errors.RoleNotFound, errors.PreconditionFailed],
+)
+def create_key(call: Call) -> JSON:
+    """Make a key and return its text, this once."""
+    body = call.body
+    api = queries.get_api(body["apiId"])
+    about = {"api": api.id, "keyspace": api.key_space_id}
+    call.authorize(ids=about, masked=lambda: queries.api_not_found(api.id))
+    if body["recoverable"]:
+        call.authorize(ENCRYPT_KEYS, ids=about, masked=lambda: queries.api_not_found(api.id))
+    given = present(
+        body,
+        prefix="prefix",
+        name="name",
+        byte_length="byteLength",
+        external_id="externalId",
+        meta="meta",
+        roles="roles",
+        permissions="permissions",
+    )
+    if "expires" in body:
+        given["expires_at"] = clock.from_ms(body["expires"])
+    if "credits" in body:
+        given["credits"] = _new_credits(body["credits"])
+    if "ratelimits" in body:
+        given["ratelimits"] = _limits(body["ratelimits"])
+    key, plaintext = services.create_key(
+        api, **given, enabled=body["enabled"], recoverable=body["recoverable"], actor=call.actor
+    )
+    return {"keyId": key.id, "key": plaintext}
+
+
+READ_KEY = T("api.{api}.read_key") | U("keyspaces/{keyspace}/keys/{key}#read_key")
+DECRYPT_KEY = T("api.{api}.decrypt_key") | U("keyspaces/{keyspace}/keys/{key}#decrypt_key")
+
+
+@route(
+    "keys.getKey",
+    request=obj({"keyId": KEY_ID, "decrypt": optional(boolean(), default=False)}),
+    response=KEY,
+    permission=READ_KEY,
+    errors=[errors.KeyNotFound, errors.PreconditionFailed],
+)
+def get_key(call: Call) -> JSON:
+    """Return a key and what it may do."""
+    key = queries.get_key(call.body["keyId"])
+    call.authorize(ids=_about(key))
+    decrypt = call.body["decrypt"]
+    if decrypt:
+        call.authorize(DECRYPT_KEY, ids=_about(key))
+        _expect_recoverable(key.key_space.store_encrypted_keys)
+    return _show_key(key, decrypt=decrypt)
+
+
+@route(
+    "keys.whoami",
+    request=obj({"key": string(1, 512, redact=True)}),
+    response=KEY,
+    permission=READ_KEY,
+    errors=[errors.KeyNotFound],
+)
+def whoami(call: Call) -> JSON:
+    """Return the key that a text is, without verifying it or spending anything."""
+
+    def unknown() -> errors.Fault:
+        return errors.KeyNotFound("The provided key does not exist.")
+
+    key = verification.find_key(call.body["key"])
+    if key is None:
+        raise unknown()
+    call.authorize(ids=_about(key), masked=unknown)
+    return _show_key(key)
+
+
+UPDATE_KEY = T("api.{api}.update_key") | U("keyspaces/{keyspace}/keys/{key}#update_key")
+
+
+@route(
+    "keys.updateKey",
+    request=obj(
+        {
+            "keyId": KEY_ID,
+            "name": optional(nullable(string(1, 255))),
+            "externalId": optional(nullable(EXTERNAL_ID)),
+            "meta": optional(nullable(META)),
+            "expires": optional(nullable(EXPIRES)),
+            "credits": optional(
+                nullable(
+                    obj(
+                        {
+                            "remaining": optional(nullable(integer(0))),
+                            "refill": optional(nullable(REFILL)),
+                        }
+                    )
+                )
+            ),
+            "ratelimits": optional(array(RATELIMIT_REQUEST, most=50)),
+            "enabled": optional(boolean()),
+            "roles": optional(array(ROLE_NAME, most=100)),
+            "permissions": optional(array(SLUG, most=1000)),
+        }
+    ),
+    response=NOTHING,
+    permission=UPDATE_KEY,
+    errors=[errors.KeyNotFound, errors.RoleNotFound],
+)
+def update_key(call: Call) -> JSON:
+    """Change what is mentioned of a key; null clears, lists replace the whole set."""
+    body = call.body
+    key = queries.get_key(body["keyId"])
+    call.authorize(ids=_about(key))
+    given = present(
+        body,
+        name="name",
+        external_id="externalId",
+        meta="meta",
+        enabled="enabled",
+        roles="roles",
+        permissions="permissions",
+    )
+    if "expires" in body:
+        given["expires_at"] = None if body["expires"] is None else clock.from_ms(body["expires"])
+    if "credits" in body:
+        given |= _changed_credits(body["credits"])
+    if "ratelimits" in body:
+        given["ratelimits"] = _limits(body["ratelimits"])
+    services.update_key(key, **given, actor=call.actor)
+    return {}
+
+
+@route(
+    "keys.updateCredits",
+    request=obj(
+        {
+            "keyId": string(3, 255),
+            "value": optional(nullable(integer(0))),
+            "operation": string(choices=["set", "increment", "decrement"]),
+        }
+    ),
+    response=CREDITS,
+    permission=UPDATE_KEY,
+    errors=[errors.KeyNotFound],
+)
+def update_credits(call: Call) -> JSON:
+    """Set, raise or lower a key's credits."""
+    body = call.body
+    key = queries.get_key(body["keyId"])
+    call.authorize(ids=_about(key))
+    if body["operation"] == "set" and "value" not in body:
+        raise _fault(
+            "value is required to set credits", "body.value", "Give a number, or null for unlimited."
+        )
+    changed = services.update_credits(key, body["operation"], body.get("value"), actor=call.actor)
+    return _show_credits(changed, queries.balances([changed])) or {"remaining": None}
+
+
+@route(
+    "keys.deleteKey",
+    request=obj({"keyId": KEY_ID, "permanent": optional(boolean(), default=False)}),
+    response=NOTHING,
+    permission=T("api.{api}.delete_key") | U("keyspaces/{keyspace}/keys/{key}#delete_key"),
+    errors=[errors.KeyNotFound],
+)
+def delete_key(call: Call) -> JSON:
+    """Delete a key; it stops working."""
+    key = queries.get_key(call.body["keyId"])
+    call.authorize(ids=_about(key))
+    services.delete_key(key, permanent=call.body["permanent"], actor=call.actor)
+    return {}
+
+
+@route(
+    "keys.rerollKey",
+    request=obj({"keyId": KEY_ID, "expiration": EXPIRES}),
+    response=NEW_KEY,
+    permission=CREATE_KEY,
+    errors=[errors.KeyNotFound],
+)
+def reroll_key(call: Call) -> JSON:
+    """Replace a key by a new one of the same settings; the old one expires after a grace."""
+    key = queries.shown(queries.live_keys()).filter(pk=call.body["keyId"]).first()
+    if key is None:
+        raise queries.key_not_found(call.body["keyId"])
+    about = {"api": key.key_space.api.id, "keyspace": key.key_space_id}
+    call.authorize(ids=about)
+    if hasattr(key, "encrypted"):
+        call.authorize(ENCRYPT_KEYS, ids=about)
+    new, plaintext = services.reroll_key(
+        key, timedelta(milliseconds=call.body["expiration"]), actor=call.actor
+    )
+    return {"keyId": new.id, "key": plaintext}
+
+
+@route(
+    "keys.verifyKey",
+    request=VERIFY_BODY,
+    response=VERIFIED,
+    permission=T("api.{api}.verify_key") | U("keyspaces/{keyspace}/keys/{key}#verify_key"),
+    errors=[errors.PermissionsQuerySyntaxError, errors.PreconditionFailed],
+)
+def verify_key(call: Call) -> Any:
+    """Say whether a key may be used, and spend what the use costs."""
+    key = verification.find_key(call.body["key"])
+    about = _about(key) if key else {"api": "*", "keyspace": "*", "key": "*"}
+    if not call.allows(about) or key is None:
+        return msgspec.Raw(steps.BARE_NOT_FOUND)
+    verdict = verification.verify(key, call.body, call.remote_ip)
+    return msgspec.Raw(steps.render(verdict))
+
+
+CREATE_PERMISSION = U("rbac/permissions/*#create_permission") | T("rbac.*.create_permission")
+KEY_AND_SLUGS = obj({"keyId": KEY_ID, "permissions": array(SLUG, 1, 1000)})
+KEY_AND_ROLES = obj({"keyId": KEY_ID, "roles": array(ROLE_NAME, 1, 100)})
+UPDATE_THIS_KEY = U("keyspaces/{keyspace}/keys/{key}#update_key")
+UPDATE_KEY_OF_API = T("api.{api}.update_key")
+
+
+@route(
+    "keys.addPermissions",
+    request=KEY_AND_SLUGS,
+    response=array(PERMISSION),
+    permission=UPDATE_THIS_KEY | (UPDATE_KEY_OF_API & T("rbac.*.add_permission_to_key")),
+    errors=[errors.KeyNotFound],
+)
+def add_permissions(call: Call) -> JSON:
+    """Give a key permissions; those that do not exist are made."""
+    key = _key_to_update(call)
+    _authorize_new_permissions(call, call.body["permissions"])
+    services.add_permissions(key, call.body["permissions"], actor=call.actor)
+    return _show_permissions(key.permissions.order_by("slug"))
+
+
+@route(
+    "keys.removePermissions",
+    request=KEY_AND_SLUGS,
+    response=array(PERMISSION),
+    permission=UPDATE_THIS_KEY | (UPDATE_KEY_OF_API & T("rbac.*.remove_permission_from_key")),
+    errors=[errors.KeyNotFound, errors.PermissionNotFound],
+)
+def remove_permissions(call: Call) -> JSON:
+    """Take permissions from a key."""
+    key = _key_to_update(call)
+    services.remove_permissions(key, call.body["permissions"], actor=call.actor)
+    return _show_permissions(key.permissions.order_by("slug"))
+
+
+@route(
+    "keys.setPermissions",
+    request=obj({"keyId": KEY_ID, "permissions": array(SLUG, most=1000)}),
+    response=array(PERMISSION),
+    permission=UPDATE_THIS_KEY
+    | (UPDATE_KEY_OF_API & T("rbac.*.add_permission_to_key") & T("rbac.*.remove_permission_from_key")),
+    errors=[errors.KeyNotFound],
+)
+def set_permissions(call: Call) -> JSON:
+    """Give a key exactly these permissions; those that do not exist are made."""
+    key = _key_to_update(call)
+    _authorize_new_permissions(call, call.body["permissions"])
+    services.set_permissions(key, call.body["permissions"], actor=call.actor)
+    return _show_permissions(key.permissions.order_by("slug"))
+
+
+@route(
+    "keys.addRoles",
+    request=KEY_AND_ROLES,
+    response=array(ROLE),
+    permission=UPDATE_THIS_KEY | (UPDATE_KEY_OF_API & T("rbac.*.add_role_to_key")),
+    errors=[errors.KeyNotFound, errors.RoleNotFound],
+)
+def add_roles(call: Call) -> JSON:
+    """Give a key roles by name."""
+    key = _key_to_update(call)
+    services.add_roles(key, call.body["roles"], actor=call.actor)
+    return _show_roles(key)
+
+
+@route(
+    "keys.removeRoles",
+    request=KEY_AND_ROLES,
+    response=array(ROLE),
+    permission=UPDATE_KEY,
+    errors=[errors.KeyNotFound, errors.RoleNotFound],
+)
+def remove_roles(call: Call) -> JSON:
+    """Take roles from a key."""
+    key = _key_to_update(call)
+    services.remove_roles(key, call.body["roles"], actor=call.actor)
+    return _show_roles(key)
+
+
+@route(
+    "keys.setRoles",
+    request=obj({"keyId": KEY_ID, "roles": array(ROLE_NAME, most=100)}),
+    response=array(ROLE),
+    permission=UPDATE_KEY,
+    errors=[errors.KeyNotFound, errors.RoleNotFound],
+)
+def set_roles(call: Call) -> JSON:
+    """Give a key exactly these roles."""
+    key = _key_to_update(call)
+    services.set_roles(key, call.body["roles"], actor=call.actor)
+    return _show_roles(key)
+
+
+def _about(key: Key) -> dict[str, str]:
+    """Return the ids that permissions on a key are written with."""
+    return {"api": key.key_space.api.id, "keyspace": key.key_space_id, "key": key.id}
+
+
+def _key_to_update(call: Call) -> Key:
+    key = queries.get_key(call.body["keyId"])
+    call.authorize(ids=_about(key))
+    return key
+
+
+def _authorize_new_permissions(call: Call, slugs: Sequence[str]) -> None:
+    wanted = set(slugs)
+    if wanted.difference(Permission.objects.filter(slug__in=wanted).values_list("slug", flat=True)):
+        call.authorize(CREATE_PERMISSION)
+
+
+def _expect_recoverable(store_encrypted_keys: bool) -> None:
+    if not store_encrypted_keys:
+        raise errors.PreconditionFailed("This API does not keep keys in a recoverable form.")
+
+
+def _fault(message: str, where: str, fix: str = "") -> errors.Fault:
+    return errors.InvalidInput(message, violations=(Violation(message, where, fix),))
+
+
+def _refill(body: dict[str, Any]) -> Refill:
+    interval, day = body["interval"], body.get("refillDay")
+    if interval == "monthly" and day is None:
+        raise _fault(
+            "refillDay is required for a monthly refill",
+            "body.credits.refill.refillDay",
+            "Give a day, 1 to 31.",
+        )
+    return Refill(interval, body["amount"], day)
+
+
+def _new_credits(body: dict[str, Any]) -> Credits:
+    if "refill" not in body:
+        return Credits(body["remaining"])
+    if body["remaining"] is None:
+        raise _fault("a refill needs a finite balance", "body.credits.remaining", "Give a number of credits.")
+    return Credits(body["remaining"], _refill(body["refill"]))
+
+
+def _changed_credits(body: dict[str, Any] | None) -> dict[str, Any]:
+    if body is None:
+        return {"remaining": None}
+    changed = present(body, remaining="remaining")
+    if "refill" in body:
+        refill = body["refill"]
+        if refill is not None and refill["interval"] == "daily" and "refillDay" in refill:
+            raise _fault("a daily refill has no refillDay", "body.credits.refill.refillDay", "Leave it out.")
+        changed["refill"] = None if refill is None else _refill(refill)
+    return changed
+
+
+def _limits(body: Sequence[dict[str, Any]]) -> list[NamedLimit]:
+    seen: set[str] = set()
+    for index, one in enumerate(body):
+        if one["name"] in seen:
+            raise _fault(f"the rate limit {one['name']} is given twice", f"body.ratelimits[{index}].name")
+        seen.add(one["name"])
+    return [NamedLimit(one["name"], one["limit"], one["duration"], one["autoApply"]) for one in body]
+
+
+def _show_key(key: Key, *, decrypt: bool = False) -> dict[str, Any]:
+    return _show_keys(queries.shown(queries.live_keys()).filter(pk=key.pk), decrypt=decrypt)[0]
+
+
+def _show_keys(keys: Iterable[Key], *, decrypt: bool = False) -> list[dict[str, Any]]:
+    rows = list(keys)
+    balances = queries.balances(rows)
+    return [_shown(key, balances, decrypt=decrypt) for key in rows]
+
+
+def _shown(key: Key, balances: dict[str, int], *, decrypt: bool) -> dict[str, Any]:
+    roles = sorted(key.roles.all(), key=lambda role: role.name)
+    slugs = {permission.slug for permission in key.permissions.all()}
+    slugs.update(permission.slug for role in roles for permission in role.permissions.all())
+    shown: dict[str, Any] = {
+        "keyId": key.id,
+        "start": key.start,
+        "enabled": key.enabled,
+        "createdAt": clock.to_ms(key.created_at),
+    }
+    if key.name:
+        shown["name"] = key.name
+    if key.meta:
+        shown["meta"] = key.meta
+    if key.updated_at:
+        shown["updatedAt"] = clock.to_ms(key.updated_at)
+    if key.last_used_at:
+        shown["lastUsedAt"] = clock.to_ms(key.last_used_at)
+    if key.expires_at:
+        shown["expires"] = clock.to_ms(key.expires_at)
+    if slugs:
+        shown["permissions"] = sorted(slugs)
+    if roles:
+        shown["roles"] = [role.name for role in roles]
+    if credits := _show_credits(key, balances):
+        shown["credits"] = credits
+    if key.identity and not key.identity.deleted_at:
+        shown["identity"] = _show_identity(key.identity)
+    if ratelimits := _show_ratelimits(key.ratelimits.all()):
+        shown["ratelimits"] = ratelimits
+    if decrypt and (plaintext := _plaintext(key)) is not None:
+        shown["plaintext"] = plaintext
+    return shown
+
+
+def _plaintext(key: Key) -> str | None:
+    if not hasattr(key, "encrypted"):
+        return None
+    try:
+        return vault.decrypt(key.workspace_id, key.encrypted.ciphertext)
+    except Undecryptable:
+        return None
+
+
+def _show_credits(key: Key, balances: dict[str, int]) -> dict[str, Any] | None:
+    if key.remaining is None and not key.refill_interval:
+        return None
+    shown: dict[str, Any] = {"remaining": balances.get(key.pk)}
+    if key.refill_interval:
+        refill: dict[str, Any] = {"interval": key.refill_interval, "amount": key.refill_amount}
+        if key.refill_day:
+            refill["refillDay"] = key.refill_day
+        shown["refill"] = refill
+    return shown
+
+
+def _show_identity(identity: Identity) -> dict[str, Any]:
+    shown: dict[str, Any] = {"id": identity.id, "externalId": identity.external_id}
+    if identity.meta:
+        shown["meta"] = identity.meta
+    if ratelimits := _show_ratelimits(identity.ratelimits.all()):
+        shown["ratelimits"] = ratelimits
+    return shown
+
+
+def _show_ratelimits(rows: Iterable[Ratelimit]) -> list[dict[str, Any]]:
+    return [
+        {
+            "id": row.id,
+            "name": row.name,
+            "limit": row.limit,
+            "duration": row.duration_ms,
+            "autoApply": row.auto_apply,
+        }
+        for row in rows
+    ]
+
+
+def _show_permissions(rows: Iterable[Permission]) -> list[Any]:
+    return [
+        {"id": row.id, "name": row.name, "slug": row.slug}
+        | ({"description": row.description} if row.description else {})
+        for row in rows
+    ]
+
+
+def _show_roles(key: Key) -> list[Any]:
+    roles: Iterable[Role] = key.roles.prefetch_related("permissions").order_by("name")
+    return [
+        {"id": role.id, "name": role.name}
+        | ({"description": role.description} if role.description else {})
+        | ({"permissions": shown} if (shown := _show_permissions(role.permissions.all())) else {})
+        for role in roles
+    ]

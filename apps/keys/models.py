@@ -12,6 +12,7 @@ from unkey.models import Tenant, Versioned, id_field
 class Sharded(Versioned):
     """A row of a `keys:<shard>` stream: edges read by `(shard, version)`."""
 
+    workspace_id: str
     shard = models.PositiveSmallIntegerField(default=0, editable=False)
 
     class Meta:
@@ -19,7 +20,7 @@ class Sharded(Versioned):
 
     @property
     def stream(self) -> str:
-        return f"keys:{shard_of(getattr(self, 'workspace_id'))}"
+        return f"keys:{shard_of(self.workspace_id)}"
 
 
 class KeySpace(Tenant):

@@ -1,6 +1,6 @@
 """What a handler is given, and the forms of its answer."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -59,14 +59,15 @@ class Call:
         rule: Rule | None = None,
         *,
         masked: Callable[[], errors.Fault] | None = None,
-        **ids: str,
+        ids: Mapping[str, str] | None = None,
+        **more: str,
     ) -> None:
         """Let the caller pass, or refuse.
 
         Args:
             rule: what is needed; None: the permission of the route.
             masked: makes the "not found" that hides whether the resource exists.
-            ids: a value for each placeholder of the rule.
+            ids, more: a value for each placeholder of the rule.
 
         Raises:
             InsufficientPermissions: or the fault that `masked` makes.
@@ -74,9 +75,16 @@ class Call:
         wanted = rule or self.route.permission
         if wanted is None:
             raise RuntimeError(f"{self.route.name} has no permission to check")
-        authorization.authorize(self.principal, wanted, ids, masked=masked)
+        authorization.authorize(self.principal, wanted, {**(ids or {}), **more}, masked=masked)
         if rule is None:
             self.authorized = True
+
+    def allows(self, ids: Mapping[str, str]) -> bool:
+        """Say whether the caller has the permission of the route, for answers that do not refuse."""
+        if self.route.permission is None:
+            raise RuntimeError(f"{self.route.name} has no permission to check")
+        self.authorized = True
+        return not self.route.permission.lacks(self.principal, ids)
 
 
 def paginate(

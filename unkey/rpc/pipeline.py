@@ -52,6 +52,8 @@ class Rpc:
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
         self.limit = RequestLimit()
+        # At the start of the process, not at the first request: a broken declaration must not serve.
+        routes()
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         if not request.path_info.startswith("/v2/"):
