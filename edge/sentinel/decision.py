@@ -1,0 +1,122 @@
+"""What a sentinel decides, what it looks at, and what one policy hands to the next."""
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from unkey.errors import Fault
+
+
+class Call(Protocol):
+    """The request as policies see it."""
+
+    @property
+    def method(self) -> bytes:
+        """Upper case."""
+
+    @property
+    def path(self) -> bytes:
+        """The path as sent, without query."""
+
+    @property
+    def query(self) -> bytes:
+        """The query as sent, without `?`."""
+
+    @property
+    def peer(self) -> bytes:
+        """The client's address."""
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first value of a header (lower-case name)."""
+
+    def headers(self, name: bytes) -> list[bytes]:
+        """Return every value of a header (lower-case name)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """The request may pass.
+
+    Args:
+        request_lines: headers for the app, each line with CRLF.
+        response_lines: headers for the client.
+    """
+
+    request_lines: bytes = b""
+    response_lines: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The request ends here; `response_lines` go with the error's answer."""
+
+    fault: Fault
+    response_lines: bytes = b""
+
+
+Decision = Allow | Refuse
+
+
+class Rate:
+    """The most restrictive of the rate limits that were asked: denied before allowed, then least left.
+
+    Args:
+        reset: end of the window, Unix milliseconds.
+    """
+
+    __slots__ = ("denied", "limit", "remaining", "reset")
+
+    def __init__(self, denied: bool, limit: int, remaining: int, reset: int) -> None:
+        self.denied = denied
+        self.limit = limit
+        self.remaining = remaining
+        self.reset = reset
+
+    def tighter_than(self, other: "Rate | None") -> bool:
+        """Say whether this one is what the client should know of, rather than the other."""
+        if other is None or self.denied != other.denied:
+            return other is None or self.denied
+        if self.denied and self.reset != other.reset:
+            return self.reset > other.reset
+        return self.remaining < other.remaining
+
+    def lines(self, now_ms: int) -> bytes:
+        """Return the `X-RateLimit-*` headers, and `Retry-After` if denied."""
+        text = b"X-RateLimit-Limit: %d\r\nX-RateLimit-Remaining: %d\r\nX-RateLimit-Reset: %d\r\n" % (
+            self.limit,
+            self.remaining,
+            self.reset // 1000,
+        )
+        if self.denied:
+            text += b"Retry-After: %d\r\n" % max(1, -(-(self.reset - now_ms) // 1000))
+        return text
+
+
+class State:
+    """What the policies of one request have found so far.
+
+    `principal` is who calls, once a policy has established it, and `request_lines` tell it to the app.
+    """
+
+    __slots__ = ("principal", "rate", "request_lines")
+
+    def __init__(self) -> None:
+        self.principal: dict[str, Any] | None = None
+        self.request_lines = b""
+        self.rate: Rate | None = None
+
+    def rated(self, rate: Rate) -> None:
+        """Remember a rate limit's outcome if it is the most restrictive one."""
+        if rate.tighter_than(self.rate):
+            self.rate = rate
+
+
+class Rule(Protocol):
+    """One compiled policy."""
+
+    def apply(self, call: Call, state: State) -> Fault | Awaitable[Fault | None] | None:
+        """Return why the request is refused, None to go on."""
+
+
+class Unsupported(ValueError):
+    """A policy that cannot be evaluated; the text says which and why."""
