@@ -1,16 +1,15 @@
-"""Credits of keys: what edges lease, spend and give back, so that a balance is never oversold.
+"""Credits that edges lease, spend and give back, so that a balance is never oversold.
 
 `Key.remaining` is what no edge holds. A lease moves credits from there to one edge in one
-conditional update. What is shown as a key's balance is `remaining` and what is left in its leases
-of the current epoch. Setting a balance starts a new epoch: `void_leases` in the same transaction.
+conditional update. Setting a balance starts a new epoch and deletes the leases of the old one.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
 from django.db import transaction
-from django.db.models import F, Sum
+from django.db.models import F
 
 from apps.keys.models import CreditLease, Key
 from unkey import clock
@@ -32,40 +31,6 @@ class Grant:
     granted: int
     remaining: int | None
     epoch: int
-
-
-def balances(keys: Iterable[Key]) -> dict[str, int | None]:
-    """Return the balance of each key by id: what no edge holds and what edges have not spent yet."""
-    rows = list(keys)
-    epochs = {key.id: key.credits_epoch for key in rows}
-    held: dict[str, int] = {}
-    leases = CreditLease.objects.filter(key_id__in=list(epochs)).values_list("key_id", "epoch")
-    for key_id, epoch, left in leases.annotate(left=Sum(F("amount") - F("spent"))):
-        if epochs[key_id] == epoch:
-            held[key_id] = held.get(key_id, 0) + left
-    return {key.id: None if key.remaining is None else key.remaining + held.get(key.id, 0) for key in rows}
-
-
-def void_leases(key: Key) -> None:
-    """Void every lease of a key whose balance is being set; its next epoch begins.
-
-    The caller saves `credits_epoch` and the new `remaining` in this transaction.
-    """
-    key.credits_epoch += 1
-    CreditLease.objects.filter(key=key).delete()
-
-
-def spend(key_id: str, cost: int) -> int | None:
-    """Spend credits that no edge has leased, in one conditional update.
-
-    Returns:
-        what no edge holds afterwards, or None if that is less than `cost`.
-    """
-    with unscoped("the caller has verified the key"), transaction.atomic():
-        rows = Key.objects.filter(pk=key_id)
-        if cost and not rows.filter(remaining__gte=cost).update(remaining=F("remaining") - cost):
-            return None
-        return rows.values_list("remaining", flat=True).get()
 
 
 def lease(

@@ -71,6 +71,20 @@ class Certificate(Struct, frozen=True):
     version: int
 
 
+class SealedCertificate(Struct, frozen=True):
+    """A certificate as database and disk have it: its key as the vault's ciphertext.
+
+    Args:
+        keyring: the vault's key ring that `ciphertext` opens in.
+    """
+
+    hostname: str
+    chain: str
+    ciphertext: str
+    keyring: str
+    version: int
+
+
 class Workspace(Struct, frozen=True):
     """A tenant; stream `keys:<shard>`."""
 
@@ -174,4 +188,16 @@ class Absence(Enum):
     NOT_LOADED = "ask the database: `await store.fetch_key(hash)`"
 
 
-Record = Route | Sentinel | Instance | Certificate | Workspace | RootKey | Api | Identity | Role | KeyRecord
+Record = (
+    Route
+    | Sentinel
+    | Instance
+    | SealedCertificate
+    | Certificate
+    | Workspace
+    | RootKey
+    | Api
+    | Identity
+    | Role
+    | KeyRecord
+)

@@ -5,7 +5,7 @@ Touched from the event loop's thread alone, so nothing here locks.
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from edge.store.records import (
     Absence,
@@ -109,10 +109,56 @@ class State:
         record = self.keys.get(digest)
         if record is not None:
             return Absence.UNKNOWN if record.deleted else record
+        return self.absence(digest, now)
+
+    def absence(self, digest: str, now: float) -> Absence:
+        """Return why a hash is not in memory."""
         lapses = self.absent.get(digest)
-        if lapses is not None and lapses > now:
-            return Absence.UNKNOWN
-        return Absence.NOT_LOADED
+        return Absence.UNKNOWN if lapses is not None and lapses > now else Absence.NOT_LOADED
+
+    def tables(self) -> list[list[Record]]:
+        """Return every record that a snapshot keeps, by type; keys after what they refer to."""
+        tables: tuple[Iterable[Record], ...] = (
+            self.routes.values(),
+            self.sentinels.values(),
+            self.instances.values(),
+            self.workspaces.values(),
+            self.root_keys.values(),
+            self.apis.values(),
+            self.roles.values(),
+            self.identities.values(),
+            self.keys.values(),
+        )
+        return [list(table) for table in tables]
+
+    def forget(self, stream: str, shard_of: Callable[[str], int]) -> None:
+        """Drop everything of a stream, because its versions started anew."""
+        kind, _, shard = stream.partition(":")
+        if kind == "routes":
+            self.routes.clear()
+        elif kind == "sentinels":
+            self.sentinels.clear()
+        elif kind == "instances":
+            self.instances.clear()
+            self.running.clear()
+        elif kind == "certificates":
+            self.certificates.clear()
+        else:
+            self._forget_shard(lambda workspace_id: shard_of(workspace_id) == int(shard))
+        self.applied.pop(stream, None)
+
+    def _forget_shard(self, mine: Callable[[str], bool]) -> None:
+        for workspace in [one for one in self.workspaces.values() if mine(one.id)]:
+            del self.workspaces[workspace.id]
+            self._touch(workspace.id)
+        for table in (self.root_keys, self.apis, self.roles):
+            for name in [name for name, one in table.items() if mine(one.workspace_id)]:
+                del table[name]
+        for identity in [one for one in self.identities.values() if mine(one.workspace_id)]:
+            self.identities.pop(identity.id)
+        for key in [one for one in self.keys.values() if mine(one.workspace_id)]:
+            self.keys.pop(key.hash)
+            self.hash_of.pop(key.id, None)
 
     def apply(self, records: Iterable[Record]) -> list[Record]:
         """Take records in; return those that changed something.
@@ -147,6 +193,7 @@ class State:
         return _newer(self.workspaces, record.id, record) and self._touch(record.id)
 
     def _apply_root_key(self, record: RootKey) -> bool:
+        self.absent.pop(record.hash)
         return _newer(self.root_keys, record.hash, record)
 
     def _apply_api(self, record: Api) -> bool:
@@ -180,7 +227,7 @@ class State:
         self.generations[workspace_id] = self.generations.get(workspace_id, 0) + 1
         return True
 
-    _appliers: dict[type, Callable[["State", Record], bool]] = {
+    _appliers: dict[type, Callable[["State", Any], bool]] = {
         Route: _apply_route,
         Sentinel: _apply_sentinel,
         Certificate: _apply_certificate,
@@ -191,7 +238,7 @@ class State:
         Role: _apply_role,
         Identity: _apply_identity,
         KeyRecord: _apply_key,
-    }  # type: ignore[dict-item]
+    }
 
 
 def _newer(table: dict[str, _V], name: str, record: _V) -> bool:

@@ -1,8 +1,65 @@
-"""The store: every look-up of the data plane, from memory; fed by one background thread."""
+"""The store: every look-up of the data plane, from memory; fed by one background thread.
 
-from collections.abc import Callable, Sequence
+    store = Store()
+    await store.start()
+    route = store.route("shop.unkey.localhost")
 
-from edge.store.records import Absence, Certificate, Instance, KeyRecord, Record, Route, Sentinel
+At start the snapshot on disk is loaded; then the change feed is followed. While the database is
+gone, everything that is in memory goes on.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+
+from edge.store import disk
+from edge.store.credits import Wallet
+from edge.store.database import Database, DatabaseGone
+from edge.store.ledger import Ledger
+from edge.store.records import (
+    Absence,
+    Api,
+    Certificate,
+    Identity,
+    Instance,
+    KeyRecord,
+    Record,
+    Role,
+    RootKey,
+    Route,
+    SealedCertificate,
+    Sentinel,
+    Workspace,
+)
+from edge.store.state import State
+from unkey import clock
+from unkey.env import env
+from unkey.errors import ServiceUnavailable
+
+if TYPE_CHECKING:
+    from apps.keys.credits import Grant
+
+log = structlog.get_logger("edge.store")
+
+_T = TypeVar("_T")
+
+BEAT_SECONDS = 2.0
+ABSENT_SECONDS = 5.0
+SNAPSHOT_SECONDS = 0.5
+REPORT_SECONDS = 1.0
+TICK_SECONDS = 30.0
+_LONGEST_PAUSE = 1.0
+_PAGE_SECONDS = 30
+# A snapshot of a million keys takes seconds to write: it may take this part of the time, no more.
+_SNAPSHOT_SHARE = 0.05
 
 
 class Store:
@@ -10,47 +67,112 @@ class Store:
 
     Look-ups are synchronous and touch memory alone; call them from the event loop's thread.
 
+    Args:
+        edge_id, region, role: who this edge is; None: from the settings.
+        folder: where snapshot and ledger are kept; None: `var/edge/<edge_id>`.
+        poll_ms: how often the database is asked for changes.
+        key_capacity: most keys, and most identities, kept in memory.
+
     Attributes:
         ready: a snapshot was loaded from disk, or the database was read once.
-        applied: version applied per stream.
         counters: events since start by name, for metrics.
     """
 
-    ready: bool
-    applied: dict[str, int]
-    counters: dict[str, int]
+    def __init__(
+        self,
+        *,
+        edge_id: str | None = None,
+        region: str | None = None,
+        role: str | None = None,
+        folder: Path | None = None,
+        poll_ms: int | None = None,
+        key_capacity: int | None = None,
+    ) -> None:
+        self.edge_id: str = edge_id or env.EDGE_ID
+        self.region: str = region or env.REGION
+        self.role: str = role or env.EDGE_ROLE
+        self.ready = False
+        self.connected = False
+        self.counters: Counter[str] = Counter()
+        self._folder: Path = folder or env.UNKEY_VAR / "edge" / self.edge_id
+        self._poll_seconds: float = (env.EDGE_POLL_MS if poll_ms is None else poll_ms) / 1000
+        self._capacity: int = env.EDGE_KEY_CAPACITY if key_capacity is None else key_capacity
+        self._state = State(self.region, self._capacity)
+        self._sealed: dict[str, SealedCertificate] = {}
+        self._callbacks: list[Callable[[str, Sequence[Record]], None]] = []
+        self._ticks: list[Callable[[], object]] = []
+        self._fetching: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._database = Database(_configure)
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edge-snapshot")
+        self._tasks: list[asyncio.Task[None]] = []
+        self._dirty = asyncio.Event()
+        self._started_at = clock.now()
+        self._ledger: Ledger | None = None
+        self._wallet: Wallet | None = None
+        self._first_contact = True
 
-    async def start(self) -> None:
-        """Load the snapshot, then begin to follow the database; returns once something can be served."""
-        raise NotImplementedError
+    # Look-ups
 
-    async def stop(self) -> None:
-        """Write the snapshot, give credits back, sign off from the cluster."""
-        raise NotImplementedError
-
-    def on_change(self, callback: Callable[[str, Sequence[Record]], None]) -> None:
-        """Call `callback(stream, records)` in the event loop after records were applied."""
-        raise NotImplementedError
+    @property
+    def applied(self) -> dict[str, int]:
+        """Version applied per stream."""
+        return self._state.applied
 
     def route(self, host: str) -> Route | None:
         """Return the route of a host name (lower case, no port)."""
-        raise NotImplementedError
+        found = self._state.routes.get(host)
+        return None if found is None or found.deleted else found
 
     def sentinel(self, deployment_id: str) -> Sentinel | None:
         """Return what is enforced in front of a deployment."""
-        raise NotImplementedError
+        return self._state.sentinels.get(deployment_id)
 
     def instances(self, deployment_id: str) -> tuple[Instance, ...]:
         """Return a deployment's running instances, this region's first."""
-        raise NotImplementedError
+        return self._state.running.get(deployment_id, ())
 
     def certificate(self, server_name: str) -> Certificate | None:
         """Return a certificate: exact host name, else a one-label wildcard."""
-        raise NotImplementedError
+        return self._state.certificate(server_name)
 
     def key(self, digest: str) -> KeyRecord | Absence:
         """Return a key by hash, or why it is not in memory."""
-        raise NotImplementedError
+        return self._state.key(digest, time.monotonic())
+
+    def root_key(self, digest: str) -> RootKey | Absence:
+        """Return a root key by hash, or why it is not in memory."""
+        found = self._state.root_keys.get(digest)
+        if found is not None:
+            return Absence.UNKNOWN if found.deleted else found
+        return self._state.absence(digest, time.monotonic())
+
+    def workspace(self, workspace_id: str) -> Workspace | None:
+        """Return a workspace."""
+        return self._state.workspaces.get(workspace_id)
+
+    def api(self, api_id: str) -> Api | None:
+        """Return an API, deleted ones too."""
+        return self._state.apis.get(api_id)
+
+    def role_record(self, role_id: str) -> Role | None:
+        """Return a role."""
+        return self._state.roles.get(role_id)
+
+    def identity(self, identity_id: str) -> Identity | None:
+        """Return an identity, deleted ones too."""
+        return self._state.identities.get(identity_id)
+
+    def generation(self, workspace_id: str) -> int:
+        """Return a number that changes with every API, role, identity and state of a workspace."""
+        return self._state.generations.get(workspace_id, 0)
+
+    def on_change(self, callback: Callable[[str, Sequence[Record]], None]) -> None:
+        """Call `callback(stream, records)` in the event loop after records were applied."""
+        self._callbacks.append(callback)
+
+    def on_tick(self, callback: Callable[[], object]) -> None:
+        """Call `callback()` in the event loop every half minute."""
+        self._ticks.append(callback)
 
     async def fetch_key(self, digest: str) -> KeyRecord | None:
         """Read a never-seen key from the database; concurrent callers share one read.
@@ -58,4 +180,346 @@ class Store:
         Raises:
             ServiceUnavailable: the database does not answer.
         """
-        raise NotImplementedError
+        await self._fetch("key_by_hash", digest)
+        found = self._state.keys.get(digest)
+        return None if found is None or found.deleted else found
+
+    async def fetch_root_key(self, digest: str) -> RootKey | None:
+        """Read a never-seen root key from the database; concurrent callers share one read.
+
+        Raises:
+            ServiceUnavailable: the database does not answer.
+        """
+        await self._fetch("root_key_by_hash", digest)
+        found = self._state.root_keys.get(digest)
+        return None if found is None or found.deleted else found
+
+    # Credits
+
+    @property
+    def wallet(self) -> Wallet:
+        """The credits that this edge has leased.
+
+        Raises:
+            RuntimeError: the store was not started.
+        """
+        if self._wallet is None:
+            raise RuntimeError("the store was not started")
+        return self._wallet
+
+    # Life
+
+    async def start(self) -> None:
+        """Load the snapshot and begin to follow the database.
+
+        Returns as soon as something can be served: at once after a snapshot, else after the first
+        attempt to read the database, whether it came off or not.
+
+        Raises:
+            LedgerInUse: another process runs under this EDGE_ID.
+            OSError: the folder cannot be written.
+        """
+        loop = asyncio.get_running_loop()
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._ledger = await loop.run_in_executor(self._writer, Ledger, self._folder / "credits.ledger")
+        self._wallet = Wallet(self._ledger, _Bank(self), self._count, time.monotonic, self._capacity)
+        await self._load()
+        first = asyncio.Event()
+        self._tasks = [
+            loop.create_task(self._follow(first)),
+            loop.create_task(self._keep_snapshot()),
+            loop.create_task(self._report_credits()),
+            loop.create_task(self._tick()),
+        ]
+        if not self.ready:
+            await first.wait()
+
+    async def stop(self) -> None:
+        """Write the snapshot, give credits back, sign off from the cluster."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self.wallet.close()
+            await self._ask(partial(_feed_call, "sign_off", self.edge_id))
+        except DatabaseGone as error:
+            log.warning("edge.stopped_without_database", error=str(error))
+        if self._dirty.is_set():
+            await self._save()
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, self._database.close)
+        self._writer.shutdown()
+        if self._ledger is not None:
+            self._ledger.close()
+
+    # The database's thread
+
+    async def _ask(self, work: Callable[[], _T]) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._database.executor, self._database.call, work)
+
+    async def _follow(self, first: asyncio.Event) -> None:
+        pause = self._poll_seconds
+        beaten: dict[str, int] | None = None
+        beaten_at = 0.0
+        while True:
+            try:
+                await self._poll()
+                self._reached()
+                if self._first_contact:
+                    await self.wallet.return_leftovers()
+                    self._first_contact = False
+                pause = self._poll_seconds
+                now = time.monotonic()
+                if self.applied != beaten or now - beaten_at >= BEAT_SECONDS:
+                    told = dict(self.applied)
+                    if await self._beat(told):
+                        beaten, beaten_at = told, now
+            except DatabaseGone as error:
+                self._lost(error)
+                pause = min(max(pause * 2, 0.1), _LONGEST_PAUSE)
+            finally:
+                first.set()
+            await asyncio.sleep(pause)
+
+    async def _beat(self, applied: dict[str, int]) -> bool:
+        # Another writer may hold the database for a while: that must not stop the reading.
+        try:
+            await self._ask(
+                partial(_feed_call, "beat", self.edge_id, self.region, self.role, applied, self._started_at)
+            )
+        except DatabaseGone as error:
+            log.warning("edge.beat_failed", error=str(error))
+            self.counters["beats_failed"] += 1
+            return False
+        return True
+
+    async def _poll(self) -> None:
+        heads = await self._ask(partial(_feed_call, "heads"))
+        for stream, head in sorted(heads.items(), key=_order):
+            applied = self.applied.get(stream)
+            if applied == head:
+                continue
+            if applied is not None and head < applied:
+                # The database was put back to an earlier state, or is another one.
+                log.warning("edge.stream_went_back", stream=stream, applied=applied, head=head)
+                self._forget(stream)
+                applied = None
+            await self._catch_up(stream, applied, head)
+        self.ready = True
+
+    async def _catch_up(self, stream: str, applied: int | None, head: int) -> None:
+        loop = asyncio.get_running_loop()
+
+        def read() -> None:
+            from edge.store import feed
+
+            since = feed.FULL if applied is None else applied
+            for page in feed.pages(stream, since, self._capacity, self._rejected):
+                # Waiting for each page to be taken in keeps a large first read from piling up.
+                asyncio.run_coroutine_threadsafe(self._take(stream, page), loop).result(_PAGE_SECONDS)
+
+        await self._ask(read)
+        self.applied[stream] = head
+        self._dirty.set()
+
+    async def _take(self, stream: str, records: Sequence[Record]) -> None:
+        opened = [
+            self._open(record) if isinstance(record, SealedCertificate) else record for record in records
+        ]
+        changed = self._state.apply([record for record in opened if record is not None])
+        wallet = self.wallet
+        for record in changed:
+            if isinstance(record, KeyRecord):
+                wallet.note(record)
+        for callback in self._callbacks:
+            try:
+                callback(stream, changed)
+            except Exception:
+                log.exception("edge.on_change_failed", stream=stream)
+
+    def _open(self, sealed: SealedCertificate) -> Certificate | None:
+        from apps.vault import services as vault
+
+        known = self._sealed.get(sealed.hostname)
+        if known is None or known.version < sealed.version:
+            self._sealed[sealed.hostname] = sealed
+        try:
+            private_key = vault.decrypt(sealed.keyring, sealed.ciphertext)
+        except Exception as error:
+            # Whatever is wrong with one certificate or its key ring, the others are served.
+            log.error("edge.certificate_rejected", hostname=sealed.hostname, error=str(error))
+            self._rejected("certs_certificate")
+            return None
+        return Certificate(sealed.hostname, sealed.chain, private_key, sealed.version)
+
+    def _forget(self, stream: str) -> None:
+        self._state.forget(stream, _shard_of)
+        if stream == "certificates":
+            self._sealed.clear()
+
+    async def _fetch(self, what: str, digest: str) -> None:
+        task = self._fetching.get((what, digest))
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._read_in(what, digest))
+            self._fetching[what, digest] = task
+            task.add_done_callback(lambda _: self._fetching.pop((what, digest), None))
+        try:
+            await asyncio.shield(task)
+        except DatabaseGone as error:
+            self.counters["fetches_failed"] += 1
+            raise ServiceUnavailable(
+                "This key is not known here yet and the database does not answer."
+            ) from error
+
+    async def _read_in(self, what: str, digest: str) -> None:
+        self.counters["fetches"] += 1
+        records = await self._ask(partial(_feed_call, what, digest, self._rejected))
+        if records:
+            await self._take("keys", records)
+            self._dirty.set()
+        else:
+            self._state.absent.put(digest, time.monotonic() + ABSENT_SECONDS)
+
+    def _reached(self) -> None:
+        if not self.connected:
+            log.info("edge.database_reached", edge=self.edge_id)
+            self.connected = True
+
+    def _lost(self, error: DatabaseGone) -> None:
+        self.counters["polls_failed"] += 1
+        if self.connected or self._first_contact:
+            log.warning("edge.database_gone", edge=self.edge_id, error=str(error))
+        self.connected = False
+        if self._first_contact:
+            self.wallet.resume()
+            self._first_contact = False
+
+    def _rejected(self, table: str) -> None:
+        self._count(f"rows_rejected_{table}")
+
+    def _count(self, name: str) -> None:
+        self.counters[name] += 1
+
+    async def _report_credits(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_SECONDS)
+            if self.connected:
+                with contextlib.suppress(DatabaseGone):
+                    await self.wallet.report()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            for callback in self._ticks:
+                callback()
+
+    # The snapshot
+
+    async def _load(self) -> None:
+        path = self._folder / "snapshot"
+        loop = asyncio.get_running_loop()
+        try:
+            applied, records = await loop.run_in_executor(self._writer, disk.read, path)
+        except FileNotFoundError:
+            return
+        except (disk.SnapshotDamaged, OSError) as error:
+            aside = path.with_name(f"snapshot.damaged-{clock.now_ms()}")
+            log.error("edge.snapshot_damaged", path=str(path), set_aside=aside.name, error=str(error))
+            self.counters["snapshots_damaged"] += 1
+            with contextlib.suppress(OSError):
+                path.rename(aside)
+            return
+        if any(isinstance(record, SealedCertificate) for record in records):
+            await loop.run_in_executor(self._writer, _configure)
+        await self._take("snapshot", records)
+        self.applied.update(applied)
+        self.ready = True
+        log.info("edge.snapshot_loaded", records=len(records))
+
+    async def _keep_snapshot(self) -> None:
+        while True:
+            await self._dirty.wait()
+            await asyncio.sleep(SNAPSHOT_SECONDS)
+            started = time.monotonic()
+            await self._save()
+            await asyncio.sleep((time.monotonic() - started) / _SNAPSHOT_SHARE)
+
+    async def _save(self) -> None:
+        self._dirty.clear()
+        tables: list[Sequence[Record]] = [*self._state.tables(), list(self._sealed.values())]
+        applied = dict(self.applied)
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._writer, disk.write, self._folder / "snapshot", applied, tables)
+        except OSError as error:
+            log.error("edge.snapshot_not_written", error=str(error))
+            self.counters["snapshots_failed"] += 1
+            self._dirty.set()
+
+
+class _Bank:
+    """Leasing by the database, in the store's database thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def lease(self, lease_id: str, key_id: str, epoch: int, least: int, most: int) -> "Grant":
+        edge_id = self._store.edge_id
+
+        def work() -> "Grant":
+            from apps.keys import credits
+            from edge.store import feed
+
+            return credits.lease(
+                edge_id, lease_id, key_id, epoch, least=least, most=most, edges=feed.live_edges()
+            )
+
+        return await self._store._ask(work)
+
+    async def report(self, spent: Mapping[str, int]) -> set[str]:
+        def work() -> set[str]:
+            from apps.keys import credits
+
+            return credits.report_spent(self._store.edge_id, spent)
+
+        return await self._store._ask(work)
+
+    async def give_back(self, spent: Mapping[str, int]) -> Mapping[str, tuple[int, int | None]]:
+        def work() -> Mapping[str, tuple[int, int | None]]:
+            from apps.keys import credits
+
+            return credits.give_back(self._store.edge_id, spent)
+
+        return await self._store._ask(work)
+
+
+def _configure() -> None:
+    """Set Django up; it needs no database for that."""
+    import os
+
+    import django
+    from django.apps import apps
+
+    if not apps.ready:
+        os.environ.setdefault("DJANGO_SETTINGS_MODULE", "unkey.settings")
+        django.setup()
+
+
+def _feed_call(name: str, *args: Any) -> Any:
+    from edge.store import feed
+
+    return getattr(feed, name)(*args)
+
+
+def _shard_of(workspace_id: str) -> int:
+    from apps.workspaces.models import shard_of
+
+    return shard_of(workspace_id)
+
+
+def _order(head: tuple[str, int]) -> tuple[int, str]:
+    # A route must not be known before the instances and the policies behind it.
+    first = ("sentinels", "instances", "certificates")
+    name = head[0]
+    return (first.index(name) if name in first else 3, name)

@@ -1,53 +1,319 @@
 """Key verification on the edge: `keys.verifyKey` and the gateway's `keyauth`, answered from the store.
 
-    subject = verifier.find(text)
-    if not isinstance(subject, Subject | None): subject = await subject     # a key never seen before
-    verdict = verifier.verify(subject, credits=1)
-    if not isinstance(verdict, Verdict): verdict = await verdict            # credits must be leased first
+subject = verifier.find(text)
+if isawaitable(subject):              # a key never seen before
+    subject = await subject
+verdict = verifier.verify(subject, Request(query=…), credits=1)
+if isawaitable(verdict):              # credits must be leased first
+    verdict = await verdict
 """
 
+import hashlib
+from binascii import b2a_base64
 from collections.abc import Awaitable, Mapping
+from random import Random
 
+import msgspec
+
+from edge.store.records import Absence, KeyRecord, RootKey
+from edge.store.state import Lru
 from edge.store.store import Store
-from edge.verify.permissions import Query
-from edge.verify.steps import Demand, Subject, Verdict
+from edge.verify import permissions
+from edge.verify.limiter import Limiter
+from edge.verify.request import VerifyBody, read
+from edge.verify.steps import (
+    BARE_NOT_FOUND,
+    PLAIN,
+    USAGE_EXCEEDED,
+    Request,
+    Subject,
+    Verdict,
+    credit_cost,
+    render,
+    verify,
+)
+from unkey import clock, errors, ids
+from unkey.errors import Fault, Violation
+from unkey.rpc.grants import grants
+
+Answer = tuple[int, bytes, dict[str, str]]
+
+_JSON = {"content-type": "application/json"}
+_PROBLEM = {"content-type": "application/problem+json"}
+_PAIRS = tuple(a + b for a in ids.ALPHABET for b in ids.ALPHABET)
+_choices = Random().choices  # seeded by the system; request ids are no secrets  # noqa: S311
+_NO_HEADER = Violation(
+    "the Authorization header is required",
+    "header.Authorization",
+    "Send 'Authorization: Bearer <root key>'.",
+)
+
+
+def digest_of(text: str) -> str:
+    """Return the hash that a key's row is found by: base64(SHA-256(text))."""
+    return b2a_base64(hashlib.sha256(text.encode()).digest(), newline=False).decode()
+
+
+class Caller:
+    """A root key as a caller: what it may verify."""
+
+    __slots__ = ("everything", "permissions", "record")
+
+    def __init__(self, record: RootKey) -> None:
+        self.record = record
+        self.permissions = frozenset(record.permissions)
+        self.everything = "api.*.verify_key" in self.permissions
+
+    def may_verify(self, key: KeyRecord) -> bool:
+        """Say whether the caller may verify a key of its workspace."""
+        return (
+            self.everything
+            or f"api.{key.api_id}.verify_key" in self.permissions
+            or grants(
+                self.permissions,
+                f"unkey:v1:{key.workspace_id}:keyspaces/{key.key_space_id}/keys/{key.id}#verify_key",
+            )
+        )
 
 
 class Verifier:
-    """Verifies keys against a store; one per edge process."""
+    """Verifies keys against a store; one per edge process.
 
-    def __init__(self, store: Store) -> None:
+    Args:
+        store: where records and credits come from.
+        limiter: the process's counters; the gateway's own limits share it.
+        subjects: most keys kept joined with what they refer to.
+    """
+
+    def __init__(self, store: Store, limiter: Limiter | None = None, subjects: int = 100_000) -> None:
         self.store = store
+        self.limiter = limiter or Limiter()
+        self._subjects: Lru[str, Subject] = Lru(subjects)
+        self._callers: Lru[str, Caller] = Lru(10_000)
+        store.on_tick(lambda: self.limiter.sweep(clock.now_ms()))
 
-    def find(self, text: str) -> Subject | None | Awaitable[Subject | None]:
-        """Return the key behind a presented text, None if there is none; awaitable if it must be read."""
-        raise NotImplementedError
+    # Keys
+
+    def find(self, text: str) -> Subject | Awaitable[Subject | None] | None:
+        """Return the key behind a presented text, None if there is none; awaitable if it must be read.
+
+        Awaiting raises `ServiceUnavailable` when the database does not answer.
+        """
+        digest = digest_of(text)
+        record = self.store.key(digest)
+        if record is Absence.UNKNOWN:
+            return None
+        if isinstance(record, KeyRecord):
+            subject = self._joined(record)
+            if subject is not None:
+                return subject
+        return self._fetched(digest)
+
+    async def _fetched(self, digest: str) -> Subject | None:
+        record = await self.store.fetch_key(digest)
+        if record is None:
+            return None
+        subject = self._joined(record)
+        if subject is None:
+            raise errors.ServiceUnavailable("The key cannot be verified at the moment. Please try again.")
+        return subject
+
+    def _joined(self, record: KeyRecord) -> Subject | None:
+        store = self.store
+        generation = store.generation(record.workspace_id)
+        subject = self._subjects.get(record.id)
+        if subject is not None and subject.key is record and subject.generation == generation:
+            return subject
+        workspace = store.workspace(record.workspace_id)
+        api = store.api(record.api_id)
+        roles = [role for role_id in record.role_ids if (role := store.role_record(role_id))]
+        identity = store.identity(record.identity_id) if record.identity_id else None
+        complete = len(roles) == len(record.role_ids) and (identity is not None) == bool(record.identity_id)
+        if workspace is None or api is None or not complete:
+            return None
+        if identity is not None and identity.deleted:
+            identity = None
+        subject = Subject(record, workspace, api, identity, roles, generation)
+        self._subjects.put(record.id, subject)
+        return subject
+
+    # Verification
 
     def verify(
-        self,
-        subject: Subject,
-        *,
-        query: Query | None = None,
-        demands: tuple[Demand, ...] = (),
-        credits: int | None = None,
-        remote_ip: str | None = None,
-        check_ip: bool = False,
+        self, subject: Subject, request: Request = PLAIN, credits: int | None = None
     ) -> Verdict | Awaitable[Verdict]:
-        """Run the verification steps on a key.
+        """Run the verification steps on a key; awaitable only while credits must be leased.
 
         Args:
-            query: parsed permission query.
-            demands: named or ad-hoc rate limits, besides those that apply by themselves.
+            request: permission query, rate limits and the caller's address.
             credits: cost; None: 1 if the key has a finite balance.
-            remote_ip: the caller's address, for the API's list; looked at if `check_ip`.
 
         Raises:
-            PreconditionFailed: a demand names a limit that neither key nor identity has.
+            PreconditionFailed: the request names a limit that neither key nor identity has.
         """
-        raise NotImplementedError
+        verdict = verify(subject, request, self.limiter, clock.now_ms())
+        key = subject.key
+        if key.remaining is None:
+            return verdict
+        cost = credit_cost(verdict, credits)
+        wallet = self.store.wallet
+        if not cost:
+            verdict.credits = wallet.balance(key)
+            return verdict
+        balance = wallet.spend(key, cost)
+        if balance is None:
+            if not wallet.refuses(key, cost):
+                return self._drawn(verdict, cost)
+            return self._exhausted(verdict)
+        verdict.credits = balance
+        verdict.spent = cost
+        return verdict
+
+    async def _drawn(self, verdict: Verdict, cost: int) -> Verdict:
+        balance = await self.store.wallet.draw(verdict.subject.key, cost)
+        if balance is None:
+            return self._exhausted(verdict)
+        verdict.credits = balance
+        verdict.spent = cost
+        return verdict
+
+    def _exhausted(self, verdict: Verdict) -> Verdict:
+        verdict.code = USAGE_EXCEEDED
+        verdict.credits = self.store.wallet.balance(verdict.subject.key)
+        return verdict
+
+    # keys.verifyKey
 
     def handle_verify_key(
         self, headers: Mapping[str, str], body: bytes, remote_ip: str
-    ) -> tuple[int, bytes, dict[str, str]] | Awaitable[tuple[int, bytes, dict[str, str]]]:
-        """Answer `POST /v2/keys.verifyKey`: status, JSON body, extra headers."""
-        raise NotImplementedError
+    ) -> Answer | Awaitable[Answer]:
+        """Answer `POST /v2/keys.verifyKey`: status, JSON body, extra headers.
+
+        Args:
+            headers: `authorization` and `accept` are read; names in lower case.
+            body: the whole request body.
+            remote_ip: address of the caller, for the API's list.
+        """
+        try:
+            authorization = headers.get("authorization", "")
+            asked = read(body) if authorization else read(body, (_NO_HEADER,))
+            scheme, _, token = authorization.partition(" ")
+            token = token.strip(" ")
+            if not token or " " in token or scheme.lower() != "bearer":
+                raise errors.AuthenticationMalformed(
+                    "The Authorization header must read 'Bearer <root key>'."
+                )
+            digest = digest_of(token)
+            root_key = self.store.root_key(digest)
+            if isinstance(root_key, RootKey):
+                caller = self._caller(root_key)
+            elif root_key is Absence.UNKNOWN:
+                raise _unknown_root_key()
+            else:
+                return self._answer_slowly(headers, asked, remote_ip, digest)
+            subject = self.find(asked.key)
+            if subject is None:
+                return self._success(BARE_NOT_FOUND)
+            if not isinstance(subject, Subject):
+                return self._answer_slowly(headers, asked, remote_ip, digest)
+            verdict = self._verdict(caller, subject, asked, remote_ip)
+            if verdict is None:
+                return self._success(BARE_NOT_FOUND)
+            if isinstance(verdict, Verdict):
+                return self._success(render(verdict))
+            return self._answer_later(headers, verdict)
+        except Fault as fault:
+            return self._failure(headers, fault)
+
+    async def _answer_slowly(
+        self, headers: Mapping[str, str], asked: VerifyBody, remote_ip: str, digest: str
+    ) -> Answer:
+        """Answer with a root key or a key that has to be read from the database."""
+        try:
+            found = self.store.root_key(digest)
+            root_key = found if isinstance(found, RootKey) else await self.store.fetch_root_key(digest)
+            if root_key is None:
+                raise _unknown_root_key()
+            caller = self._caller(root_key)
+            subject = self.find(asked.key)
+            if not isinstance(subject, Subject | None):
+                subject = await subject
+            if subject is None:
+                return self._success(BARE_NOT_FOUND)
+            verdict = self._verdict(caller, subject, asked, remote_ip)
+            if verdict is None:
+                return self._success(BARE_NOT_FOUND)
+            return self._success(render(verdict if isinstance(verdict, Verdict) else await verdict))
+        except Fault as fault:
+            return self._failure(headers, fault)
+
+    async def _answer_later(self, headers: Mapping[str, str], verdict: Awaitable[Verdict]) -> Answer:
+        try:
+            return self._success(render(await verdict))
+        except Fault as fault:
+            return self._failure(headers, fault)
+
+    def _verdict(
+        self, caller: Caller, subject: Subject, asked: VerifyBody, remote_ip: str
+    ) -> Verdict | Awaitable[Verdict] | None:
+        """Return the verdict, None where the caller must not learn that the key exists."""
+        key = subject.key
+        if key.workspace_id != caller.record.workspace_id or subject.api.deleted or key.deleted:
+            return None
+        if not caller.may_verify(key):
+            return None
+        text = asked.permissions
+        request = Request(
+            permissions.parse(text) if isinstance(text, str) else None,
+            asked.demands if asked.ratelimits else (),
+            remote_ip,
+            True,
+        )
+        return self.verify(subject, request, asked.cost)
+
+    def _caller(self, record: RootKey) -> Caller:
+        workspace = self.store.workspace(record.workspace_id)
+        if workspace is None or not workspace.enabled:
+            raise errors.WorkspaceDisabled("The workspace of this root key is disabled.")
+        if not record.enabled:
+            raise errors.KeyDisabled("The root key is disabled.")
+        if record.expires_at is not None and clock.now_ms() > record.expires_at:
+            raise errors.Forbidden("The root key has expired.")
+        caller = self._callers.get(record.hash)
+        if caller is None or caller.record is not record:
+            caller = Caller(record)
+            self._callers.put(record.hash, caller)
+        return caller
+
+    def _success(self, payload: bytes) -> Answer:
+        return 200, b'{"meta":{"requestId":"%b"},"data":%b}' % (_request_id(), payload), _JSON
+
+    def _failure(self, headers: Mapping[str, str], fault: Fault) -> Answer:
+        error: dict[str, object] = {
+            "title": fault.kind.title,
+            "detail": fault.detail,
+            "status": fault.kind.status,
+            "type": fault.kind.url,
+        }
+        if fault.kind.status == 400:
+            # The published clients require the list in every 400.
+            error["errors"] = [
+                {"message": one.message, "location": one.location} | ({"fix": one.fix} if one.fix else {})
+                for one in fault.violations
+            ]
+        content = {"meta": {"requestId": _request_id().decode()}, "error": error}
+        problem = not fault.violations and _takes_problems(headers.get("accept", ""))
+        return fault.kind.status, msgspec.json.encode(content), _PROBLEM if problem else _JSON
+
+
+def _unknown_root_key() -> Fault:
+    return errors.RootKeyNotFound("The provided root key is invalid.")
+
+
+def _request_id() -> bytes:
+    return ("req_" + "".join(_choices(_PAIRS, k=8))).encode()
+
+
+def _takes_problems(accept: str) -> bool:
+    ranges = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
+    return not ranges.isdisjoint({"application/problem+json", "application/*", "*/*"})

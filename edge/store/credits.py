@@ -1,0 +1,332 @@
+"""Credits on the edge: spent from leases in memory, topped up ahead of need, never oversold.
+
+`spend` is synchronous while a lease holds enough. Everything that asks the database goes through
+`Bank`, one call at a time in the database's thread.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from edge.store.database import DatabaseGone
+from edge.store.ledger import Ledger
+from edge.store.records import KeyRecord
+from edge.store.state import Lru
+from unkey import ids
+
+log = structlog.get_logger("edge.store")
+
+FIRST_BATCH = 100
+LARGEST_BATCH = 10_000
+IDLE_SECONDS = 60.0
+ASK_AGAIN_SECONDS = 1.0
+_QUICK_SECONDS = 1.0
+_SLOW_SECONDS = 10.0
+
+
+class Granted(Protocol):
+    """What the database answers to a request for credits."""
+
+    @property
+    def granted(self) -> int:
+        """Credits added to the lease."""
+
+    @property
+    def remaining(self) -> int | None:
+        """What no edge holds; None: the key is unlimited by now."""
+
+    @property
+    def epoch(self) -> int:
+        """The key's epoch."""
+
+
+class Bank(Protocol):
+    """The database's side of leasing; each call may raise `DatabaseGone`."""
+
+    async def lease(self, lease_id: str, key_id: str, epoch: int, least: int, most: int) -> Granted:
+        """Move credits from a key to a lease."""
+
+    async def report(self, spent: Mapping[str, int]) -> set[str]:
+        """Record what was spent; return the leases that are gone."""
+
+    async def give_back(self, spent: Mapping[str, int]) -> Mapping[str, tuple[int, int | None]]:
+        """End leases and return what is left of them; per key its epoch and what no edge holds."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """A lease in memory: `spent` of `amount`; the ledger's `slot` has the same."""
+
+    id: str
+    key_id: str
+    epoch: int
+    slot: int
+    amount: int
+    spent: int
+    reported: int = 0
+    batch: int = FIRST_BATCH
+    topped_up_at: float = 0.0
+    used_at: float = 0.0
+
+
+class Wallet:
+    """This edge's leases.
+
+    Args:
+        ledger: where spending is written down before it is answered.
+        bank: the database.
+        count: told the name of each event that metrics show.
+        clock: seconds, monotonic.
+        capacity: most keys whose balance outside a lease is remembered.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        bank: Bank,
+        count: Callable[[str], None],
+        clock: Callable[[], float],
+        capacity: int,
+    ) -> None:
+        self._ledger = ledger
+        self._bank = bank
+        self._count = count
+        self._clock = clock
+        self._leases: dict[str, Lease] = {}
+        self._elsewhere: Lru[str, tuple[int, int]] = Lru(capacity)
+        self._asked_at: Lru[str, float] = Lru(capacity)
+        self._loose: dict[str, tuple[int, int]] = {}
+        self._gone_at = -ASK_AGAIN_SECONDS
+        self._asking: dict[str, asyncio.Task[None]] = {}
+
+    def resume(self) -> None:
+        """Go on with the leases that the ledger has, because the database cannot be asked."""
+        for entry in self._ledger.entries:
+            if entry.key_id in self._leases or not entry.amount:
+                self._loose[entry.lease_id] = (entry.slot, entry.spent)
+                continue
+            self._leases[entry.key_id] = Lease(
+                entry.lease_id, entry.key_id, entry.epoch, entry.slot, entry.amount, entry.spent
+            )
+        self._ledger.entries = []
+
+    async def return_leftovers(self) -> None:
+        """Give back what an earlier process of this edge held.
+
+        Raises:
+            DatabaseGone: nothing was given back.
+        """
+        entries = self._ledger.entries
+        if entries:
+            known = await self._bank.give_back({entry.lease_id: entry.spent for entry in entries})
+            for key_id, (epoch, remaining) in known.items():
+                self._remember(key_id, epoch, remaining)
+            for entry in entries:
+                self._ledger.close_slot(entry.slot)
+            self._ledger.entries = []
+
+    def note(self, key: KeyRecord) -> None:
+        """Take a changed key in: a new epoch voids its lease; the balance is what the row says."""
+        lease = self._leases.get(key.id)
+        if lease is not None and (lease.epoch != key.credits_epoch or key.deleted or key.remaining is None):
+            self._drop(lease)
+        if key.remaining is None or key.deleted:
+            self._elsewhere.pop(key.id)
+        elif lease is not None or self._elsewhere.peek(key.id) is not None:
+            self._elsewhere.put(key.id, (key.credits_epoch, key.remaining))
+
+    def balance(self, key: KeyRecord) -> int | None:
+        """Return what a key has left, as far as is known here; None: unlimited."""
+        if key.remaining is None:
+            return None
+        return self._left(key) + self._known(key)
+
+    def spend(self, key: KeyRecord, cost: int) -> int | None:
+        """Spend from the lease in memory; None: it does not hold enough.
+
+        Returns:
+            the balance afterwards.
+        """
+        lease = self._leases.get(key.id)
+        if lease is None or lease.epoch != key.credits_epoch:
+            return None
+        left = lease.amount - lease.spent
+        if left < cost:
+            return None
+        lease.spent += cost
+        self._ledger.set_spent(lease.slot, lease.spent)
+        lease.used_at = self._clock()
+        left -= cost
+        elsewhere = self._known(key)
+        if elsewhere and left < lease.batch // 2 and key.id not in self._asking:
+            self._ask(key, 1)
+        return left + elsewhere
+
+    def refuses(self, key: KeyRecord, cost: int) -> bool:
+        """Say whether the cost is known to exceed what there is, without asking the database.
+
+        Other edges may have given credits back since: then the database is asked once a second,
+        in the background.
+        """
+        known = self._elsewhere.get(key.id)
+        if known is None or known[0] != key.credits_epoch:
+            return False
+        if self._left(key) + known[1] >= cost:
+            return False
+        if self._clock() - (self._asked_at.get(key.id) or 0.0) >= ASK_AGAIN_SECONDS:
+            self._ask(key, cost - self._left(key))
+        return True
+
+    async def draw(self, key: KeyRecord, cost: int) -> int | None:
+        """Spend, asking the database for what is missing; None: there is not enough.
+
+        Without the database there is no more than was leased: the answer is no, and counted.
+        """
+        for _ in range(3):
+            balance = self.spend(key, cost)
+            if balance is not None:
+                return balance
+            if self.refuses(key, cost):
+                return None
+            if self._clock() - self._gone_at >= ASK_AGAIN_SECONDS:
+                await asyncio.shield(self._ask(key, cost - self._left(key)))
+            if self._elsewhere.peek(key.id) is None:
+                self._count("credits_refused_without_database")
+                return None
+        return self.spend(key, cost)
+
+    async def report(self) -> None:
+        """Tell the database what was spent; end leases that are used up, void or idle.
+
+        Raises:
+            DatabaseGone: it will be told later.
+        """
+        now = self._clock()
+        await self._renew()
+        await self._settle()
+        idle = [
+            lease
+            for lease in self._leases.values()
+            if lease.key_id not in self._asking
+            and (now - lease.used_at > IDLE_SECONDS or lease.spent == lease.amount)
+        ]
+        await self._give_back(idle)
+
+    async def _renew(self) -> None:
+        leases = [lease for lease in self._leases.values() if lease.spent != lease.reported]
+        if not leases:
+            return
+        told = {lease.id: lease.spent for lease in leases}
+        gone = await self._bank.report(told)
+        for lease in leases:
+            lease.reported = told[lease.id]
+            if lease.id in gone and self._leases.get(lease.key_id) is lease:
+                self._drop(lease)
+
+    async def close(self) -> None:
+        """Give every lease back.
+
+        Raises:
+            DatabaseGone: the ledger keeps them for the next start.
+        """
+        if self._asking:
+            await asyncio.wait(list(self._asking.values()))
+        await self._settle()
+        await self._give_back(list(self._leases.values()))
+
+    async def _settle(self) -> None:
+        if self._loose:
+            loose = dict(self._loose)
+            await self._bank.give_back({lease_id: spent for lease_id, (_, spent) in loose.items()})
+            for lease_id, (slot, _) in loose.items():
+                del self._loose[lease_id]
+                self._ledger.close_slot(slot)
+
+    async def _give_back(self, leases: list[Lease]) -> None:
+        if not leases:
+            return
+        for lease in leases:
+            del self._leases[lease.key_id]
+        try:
+            known = await self._bank.give_back({lease.id: lease.spent for lease in leases})
+        except DatabaseGone:
+            for lease in leases:
+                if lease.key_id in self._leases:
+                    self._loose[lease.id] = (lease.slot, lease.spent)
+                else:
+                    self._leases[lease.key_id] = lease
+            raise
+        for key_id, (epoch, remaining) in known.items():
+            self._remember(key_id, epoch, remaining)
+        for lease in leases:
+            self._ledger.close_slot(lease.slot)
+
+    def _left(self, key: KeyRecord) -> int:
+        lease = self._leases.get(key.id)
+        return 0 if lease is None or lease.epoch != key.credits_epoch else lease.amount - lease.spent
+
+    def _known(self, key: KeyRecord) -> int:
+        known = self._elsewhere.get(key.id)
+        if known is None or known[0] != key.credits_epoch:
+            return key.remaining or 0
+        return known[1]
+
+    def _drop(self, lease: Lease) -> None:
+        del self._leases[lease.key_id]
+        self._ledger.close_slot(lease.slot)
+
+    def _ask(self, key: KeyRecord, least: int) -> "Awaitable[None]":
+        task = self._asking.get(key.id)
+        if task is None:
+            self._asked_at.put(key.id, self._clock())
+            task = asyncio.get_running_loop().create_task(self._top_up(key, least))
+            self._asking[key.id] = task
+            task.add_done_callback(lambda _: self._asking.pop(key.id, None))
+        return task
+
+    async def _top_up(self, key: KeyRecord, least: int) -> None:
+        now = self._clock()
+        lease = self._leases.get(key.id)
+        fresh = lease is None or lease.epoch != key.credits_epoch
+        if lease is None or fresh:
+            lease_id = ids.new("lease")
+            lease = Lease(lease_id, key.id, key.credits_epoch, -1, 0, 0, used_at=now)
+            lease.slot = self._ledger.open(lease_id, key.id, key.credits_epoch)
+        elif now - lease.topped_up_at < _QUICK_SECONDS:
+            lease.batch = min(lease.batch * 4, LARGEST_BATCH)
+        elif now - lease.topped_up_at > _SLOW_SECONDS:
+            lease.batch = max(lease.batch // 2, FIRST_BATCH)
+        try:
+            grant = await self._bank.lease(
+                lease.id, key.id, lease.epoch, max(least, 1), max(least, lease.batch)
+            )
+        except DatabaseGone as error:
+            self._count("credits_database_gone")
+            self._gone_at = self._clock()
+            self._elsewhere.pop(key.id)
+            log.warning("edge.credits_not_leased", key_id=key.id, error=str(error))
+            if fresh:
+                # The commit may have happened and only its answer be lost: give that lease back later.
+                self._loose[lease.id] = (lease.slot, 0)
+            return
+        self._remember(key.id, grant.epoch, grant.remaining)
+        if not grant.granted:
+            if fresh:
+                self._ledger.close_slot(lease.slot)
+            return
+        lease.amount += grant.granted
+        lease.topped_up_at = now
+        self._ledger.set_amount(lease.slot, lease.amount)
+        current = self._leases.get(key.id)
+        if fresh and current is not None:
+            self._drop(current)
+        self._leases[key.id] = lease
+
+    def _remember(self, key_id: str, epoch: int, remaining: int | None) -> None:
+        if remaining is None:
+            self._elsewhere.pop(key_id)
+        else:
+            self._elsewhere.put(key_id, (epoch, remaining))
