@@ -87,7 +87,7 @@ class Verifier:
 
     def __init__(self, store: Store, limiter: Limiter | None = None, subjects: int = 100_000) -> None:
         self.store = store
-        self.limiter = limiter or Limiter()
+        self.limiter = Limiter() if limiter is None else limiter
         self._subjects: Lru[str, Subject] = Lru(subjects)
         self._callers: Lru[str, Caller] = Lru(10_000)
         store.on_tick(lambda: self.limiter.sweep(clock.now_ms()))
