@@ -205,9 +205,6 @@ class Request(Struct, frozen=True):
     check_ip: bool = False
 
 
-PLAIN = Request()
-
-
 class Counted(Struct, frozen=True):
     """The outcome of one rate limit that was asked."""
 

@@ -3,7 +3,7 @@
 subject = verifier.find(text)
 if isawaitable(subject):              # a key never seen before
     subject = await subject
-verdict = verifier.verify(subject, Request(query=…), credits=1)
+verdict = verifier.verify(subject, query=parse("docs.read"), credits=1)
 if isawaitable(verdict):              # credits must be leased first
     verdict = await verdict
 """
@@ -20,11 +20,12 @@ from edge.store.state import Lru
 from edge.store.store import Store
 from edge.verify import permissions
 from edge.verify.limiter import Limiter
+from edge.verify.permissions import Query
 from edge.verify.request import VerifyBody, read
 from edge.verify.steps import (
     BARE_NOT_FOUND,
-    PLAIN,
     USAGE_EXCEEDED,
+    Demand,
     Request,
     Subject,
     Verdict,
@@ -140,17 +141,28 @@ class Verifier:
     # Verification
 
     def verify(
-        self, subject: Subject, request: Request = PLAIN, credits: int | None = None
+        self,
+        subject: Subject,
+        *,
+        query: Query | None = None,
+        demands: tuple[Demand, ...] = (),
+        credits: int | None = None,
+        remote_ip: str = "",
+        check_ip: bool = False,
     ) -> Verdict | Awaitable[Verdict]:
         """Run the verification steps on a key; awaitable only while credits must be leased.
 
         Args:
-            request: permission query, rate limits and the caller's address.
+            query: permissions that the key must have.
+            demands: rate limits besides those that apply by themselves.
             credits: cost; None: 1 if the key has a finite balance.
+            remote_ip: the caller's address.
+            check_ip: whether the API's IP list counts; the gateway does not ask it.
 
         Raises:
             PreconditionFailed: the request names a limit that neither key nor identity has.
         """
+        request = Request(query, demands, remote_ip, check_ip)
         verdict = verify(subject, request, self.limiter, clock.now_ms())
         key = subject.key
         if key.remaining is None:
@@ -263,13 +275,14 @@ class Verifier:
         if not caller.may_verify(key):
             return None
         text = asked.permissions
-        request = Request(
-            permissions.parse(text) if isinstance(text, str) else None,
-            asked.demands if asked.ratelimits else (),
-            remote_ip,
-            True,
+        return self.verify(
+            subject,
+            query=permissions.parse(text) if isinstance(text, str) else None,
+            demands=asked.demands if asked.ratelimits else (),
+            credits=asked.cost,
+            remote_ip=remote_ip,
+            check_ip=True,
         )
-        return self.verify(subject, request, asked.cost)
 
     def _caller(self, record: RootKey) -> Caller:
         workspace = self.store.workspace(record.workspace_id)

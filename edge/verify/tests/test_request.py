@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from edge.verify.request import CHECKER, read
 from edge.verify.steps import Demand
-from unkey.errors import InvalidInput
+from unkey.errors import InvalidInput, Violation
 
 
 def test_a_whole_body_is_read():
@@ -73,9 +73,9 @@ FIELDS = ("key", "tags", "permissions", "credits", "ratelimits", "migrationId", 
 def test_the_fast_reader_and_the_schema_agree(value):
     body = msgspec.json.encode(value)
     violations = CHECKER.violations(msgspec.json.decode(body))
+    found: list[Violation] = []
     try:
         read(body)
     except InvalidInput as refused:
-        assert list(refused.violations) == violations != []  # noqa: SIM300
-    else:
-        assert violations == []
+        found = list(refused.violations)
+    assert found == violations
