@@ -134,5 +134,18 @@ CELERY_WORKER_ENABLE_REMOTE_CONTROL = False
 CELERY_WORKER_SEND_TASK_EVENTS = False
 CELERY_TIMEZONE = "UTC"
 CELERY_BEAT_SCHEDULER = "django_celery_beat.schedulers:DatabaseScheduler"
+# Merged into the scheduler's tables when beat starts; a message that nobody took in time is dropped.
+CELERY_BEAT_SCHEDULE: dict[str, Any] = {
+    "workflows: wake what is due": {
+        "task": "workflows.sweep",
+        "schedule": 5.0,
+        "options": {"queue": "workflows", "expires": 5.0},
+    },
+    "workflows: prune history": {
+        "task": "workflows.prune",
+        "schedule": 86_400.0,
+        "options": {"queue": "default", "expires": 3600.0},
+    },
+}
 
 REST_FRAMEWORK = {"UNAUTHENTICATED_USER": None}
