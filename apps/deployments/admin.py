@@ -2,7 +2,14 @@
 
 from django.contrib import admin
 
-from apps.deployments.models import Deployment, DeploymentStep, Instance, OpenapiSpec, Topology
+from apps.deployments.models import (
+    Deployment,
+    DeploymentStep,
+    Instance,
+    OpenapiSpec,
+    ScheduledChange,
+    Topology,
+)
 from unkey.admin import ReadOnlyAdmin, RowsInline
 
 
@@ -67,3 +74,10 @@ class InstanceAdmin(ReadOnlyAdmin):
 class OpenapiSpecAdmin(ReadOnlyAdmin):
     list_display = ("id", "deployment", "path", "digest", "workspace", "created_at")
     search_fields = ("id", "deployment__id", "digest")
+
+
+@admin.register(ScheduledChange)
+class ScheduledChangeAdmin(ReadOnlyAdmin):
+    list_display = ("pk", "deployment", "desired_state", "due_at")
+    list_filter = ("desired_state",)
+    search_fields = ("deployment__id",)
