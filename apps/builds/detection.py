@@ -44,8 +44,8 @@ class Plan:
 
     Args:
         kind: where the command comes from.
-        command: arguments, run in the root directory with PORT in the environment. `python` is that of
-            the environment that `install` filled, else the platform's.
+        command: arguments, run in the root directory with PORT in the environment; `python` is that of
+            the instance's own environment, and of the platform for kind `static`.
         install: arguments run once for a source before its first start, or None.
     """
 
@@ -286,10 +286,7 @@ class _Source:
         return listed
 
     def _install_python(self, server: str | None = None) -> list[str] | None:
-        """Return what installs the requirements, and a server if it is not among them.
-
-        With no requirements at all there is nothing to install: the platform's Python has the servers.
-        """
+        """Return what installs the requirements, and a server if it is not among them."""
         what: list[str]
         if "requirements.txt" in self._names:
             listed = self._requirements()
@@ -299,10 +296,10 @@ class _Source:
             what = ["."] if dependencies is None else list(dependencies)
         else:
             return None
-        if not what:
-            return None
         if server and server not in self._packages():
             what.append(server)
+        if not what:
+            return None
         return ["python", "-m", "pip", "install", *what]
 
     def _package_json(self) -> dict[str, Any]:
