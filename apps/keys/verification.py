@@ -61,15 +61,16 @@ def verify(key: Key, body: dict[str, Any], remote_ip: str) -> steps.Verdict:
 
 def _spend(key: Key, cost: int, verdict: steps.Verdict) -> None:
     """Take credits from what no edge has leased, in one conditional update."""
-    if cost and not Key.objects.filter(pk=key.pk, remaining__gte=cost).update(
+    spent = not cost or Key.objects.filter(pk=key.pk, remaining__gte=cost).update(
         remaining=F("remaining") - cost
-    ):
-        verdict.code = steps.USAGE_EXCEEDED
-    else:
-        verdict.spent = cost
+    )
     key.refresh_from_db(fields=["remaining", "credits_epoch"])
-    # None: it was made unlimited a moment ago.
     verdict.credits = balances([key]).get(key.pk)
+    # A balance of None: the key was made unlimited a moment ago.
+    if spent or verdict.credits is None:
+        verdict.spent = cost
+    else:
+        verdict.code = steps.USAGE_EXCEEDED
 
 
 def _subject(key: Key) -> steps.Subject:
