@@ -217,6 +217,7 @@ SETTINGS: tuple[Setting, ...] = (
         "most API keys, and most identities, that an edge keeps in memory",
     ),
     Setting("EDGE_HTTPS_REDIRECT", "flag", _flag, "0", "answer plain HTTP by a redirect to HTTPS"),
+    Setting("EDGE_REUSE_PORT", "flag", _flag, "0", "let several edges share their ports (SO_REUSEPORT)"),
     Setting("EDGE_MAX_HEADER_BYTES", "bytes", _count, "32768", "largest head of a request or response"),
     Setting("EDGE_MAX_HEADERS", "count", _count, "100", "headers that a request may have"),
     Setting("EDGE_MAX_BODY_BYTES", "bytes", _count, str(100 * 1024 * 1024), "largest request body; 0: any"),

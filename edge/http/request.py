@@ -162,14 +162,20 @@ class Request:
         pieces, self.pieces = self.pieces, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def read_body(self, limit: int, use: Callable[["Request", bytes], None]) -> None:
-        """Call `use` with the whole body, now if it is here; a larger one is answered by 413."""
-        if self.length > limit:
-            self.refuse(RequestBodyTooLarge(f"The body may have {limit} bytes at most."))
+    def read_body(
+        self,
+        limit: int,
+        use: Callable[["Request", bytes], None],
+        refuse: Callable[["Request", Fault], None],
+    ) -> None:
+        """Call `use` with the whole body, now if it is here; `refuse` if it has more than `limit` bytes."""
+        if self.length > limit or self.size > limit:
+            refuse(self, RequestBodyTooLarge(f"The body may have {limit} bytes at most."))
         elif self.body_ended:
             use(self, self.take_body())
         else:
-            self.sink = _WholeBody(self, limit, use)
+            self.sink = _WholeBody(self, limit, use, refuse)
+            self.connection.resume_reading()
             if self.expects_continue:
                 self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -177,19 +183,26 @@ class Request:
 class _WholeBody:
     """Collects a body until it is complete."""
 
-    __slots__ = ("limit", "request", "use")
+    __slots__ = ("limit", "refuse", "request", "use")
 
-    def __init__(self, request: Request, limit: int, use: Callable[[Request, bytes], None]) -> None:
+    def __init__(
+        self,
+        request: Request,
+        limit: int,
+        use: Callable[[Request, bytes], None],
+        refuse: Callable[[Request, Fault], None],
+    ) -> None:
         self.request = request
         self.limit = limit
         self.use = use
+        self.refuse = refuse
 
     def body_received(self, piece: bytes, ended: bool) -> None:
         request = self.request
         request.pieces.append(piece)
         if request.size > self.limit:
             request.sink = None
-            request.refuse(RequestBodyTooLarge(f"The body may have {self.limit} bytes at most."))
+            self.refuse(request, RequestBodyTooLarge(f"The body may have {self.limit} bytes at most."))
         elif ended:
             request.sink = None
             self.use(request, request.take_body())

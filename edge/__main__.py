@@ -1,0 +1,53 @@
+"""`python -m edge`: one process of the data plane, until SIGTERM or SIGINT.
+
+Exit status: 0 after a clean stop, 1 if it could not start, 2 for a setting that cannot be used.
+"""
+
+import asyncio
+import gc
+import signal
+import sys
+
+import structlog
+import uvloop
+
+from unkey import logging
+from unkey.env import BadSetting, env
+
+
+async def _run() -> int:
+    from edge.frontline.roles import CannotListen, Edge
+
+    log = structlog.get_logger("edge")
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    edge = Edge(env)
+    try:
+        await edge.start()
+    except (CannotListen, OSError) as error:
+        log.error("edge.cannot_start", reason=str(error))
+        return 1
+    # What start-up made lives as long as the process: the collector need not walk it again and again.
+    gc.collect()
+    gc.freeze()
+    await stopping.wait()
+    await edge.stop()
+    return 0
+
+
+def main() -> int:
+    """Run the edge; return its exit status."""
+    logging.configure("edge")
+    try:
+        if env.EDGE_ROLE == "sentinel":
+            raise BadSetting("EDGE_ROLE: a sentinel runs together with frontline; use all, api or frontline")
+        return uvloop.run(_run())
+    except (BadSetting, ValueError) as error:
+        structlog.get_logger("edge").error("edge.cannot_start", reason=str(error))
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

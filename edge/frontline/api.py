@@ -1,0 +1,108 @@
+"""The API listener: `keys.verifyKey` from memory, everything else streamed to web.
+
+One base URL serves a whole SDK: what this edge does not answer itself is web's.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Mapping
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+
+from edge.http.proxy import forward
+from edge.http.request import Request
+from edge.http.upstream import Pool
+from unkey.errors import Fault, RequestBodyTooLarge, ServiceUnavailable, UnexpectedError
+
+log = logging.getLogger(__name__)
+
+_VERIFY = b"/v2/keys.verifyKey"
+_BODY_BYTES = 10 * 1024 * 1024
+_TOLD = (b"authorization", b"content-type", b"accept")
+
+Answer = tuple[int, bytes, dict[str, str]]
+
+
+class VerifyKey(Protocol):
+    """What the listener needs of `edge.verify.verifier.Verifier`."""
+
+    def handle_verify_key(
+        self, headers: Mapping[str, str], body: bytes, remote_ip: str
+    ) -> Answer | Awaitable[Answer]:
+        """Answer `POST /v2/keys.verifyKey`: status, JSON body, extra headers."""
+
+
+class Api:
+    """Serves the `/v2` API on the edge.
+
+    Args:
+        verifier: answers `keys.verifyKey`.
+        pool: connections to web.
+        web_url: base URL of web, `http://host:port`.
+
+    Raises:
+        ValueError: `web_url` is not plain HTTP.
+    """
+
+    def __init__(self, verifier: VerifyKey, pool: Pool, web_url: str) -> None:
+        url = urlsplit(web_url)
+        if url.scheme != "http" or not url.hostname:
+            raise ValueError(f"WEB_URL must be http://host:port, not {web_url}")
+        host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+        self._web = (f"{host}:{url.port or 80}",)
+        self._verifier = verifier
+        self._pool = pool
+        self._answering: set[asyncio.Task[None]] = set()
+
+    def handle(self, request: Request) -> None:
+        """Answer one request; a `Server` calls this."""
+        if request.target == _VERIFY and request.method == b"POST":
+            request.read_body(_BODY_BYTES, self._verify, self._refuse)
+        else:
+            forward(request, self._pool, self._web, refuse=self._refuse)
+
+    def _verify(self, request: Request, body: bytes) -> None:
+        headers = {
+            lower.decode(): value.strip(b" \t").decode("latin-1")
+            for lower, _, value in request.fields
+            if lower in _TOLD
+        }
+        answer = self._verifier.handle_verify_key(headers, body, request.peer.decode())
+        if isinstance(answer, tuple):
+            return self._answer(request, answer)
+        task = asyncio.get_running_loop().create_task(self._answer_later(request, answer))
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)
+
+    async def _answer_later(self, request: Request, answering: Awaitable[Answer]) -> None:
+        try:
+            self._answer(request, await answering)
+        except Exception:
+            log.exception("a verification failed", extra={"request_id": request.id})
+            self._refuse(request, UnexpectedError("The verification failed; try again."))
+
+    @staticmethod
+    def _answer(request: Request, answer: Answer) -> None:
+        status, body, headers = answer
+        lines = b"".join([f"{name}: {value}\r\n".encode("latin-1") for name, value in headers.items()])
+        if "content-type" not in headers and "Content-Type" not in headers:
+            lines += b"content-type: application/json\r\n"
+        request.respond(status, lines, body)
+
+    @staticmethod
+    def _refuse(request: Request, fault: Fault) -> None:
+        if not isinstance(fault, RequestBodyTooLarge | UnexpectedError):
+            fault = ServiceUnavailable("The management API cannot be reached; try again in a moment.")
+        kind = fault.kind
+        body = {
+            "meta": {"requestId": request.id},
+            "error": {
+                "title": kind.title,
+                "detail": fault.detail,
+                "status": kind.status,
+                "type": kind.url,
+            },
+        }
+        request.respond(kind.status, b"content-type: application/json\r\n", msgspec.json.encode(body))

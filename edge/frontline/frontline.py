@@ -1,0 +1,182 @@
+"""Frontline: every request of a deployed app, from its host name to one of its instances.
+
+The route is looked up for each request, also on a kept connection: a switch of routes holds for the
+next request, and a request in flight ends where it began.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Sequence
+from typing import Any
+
+from edge.frontline.lookup import Lookup
+from edge.http.proxy import forward
+from edge.http.request import Request
+from edge.http.upstream import Pool
+from edge.sentinel.decision import Allow, Decision, Refuse
+from edge.sentinel.engine import Engine, compile_policies
+from edge.sentinel.keyauth import Verify
+from edge.store.records import Route
+from edge.verify.limiter import Limiter
+from unkey.errors import (
+    ConfigNotFound,
+    DeploymentOffline,
+    Fault,
+    FrontlineInternalError,
+    InvalidConfiguration,
+    NoRunningInstances,
+)
+
+log = logging.getLogger(__name__)
+
+_ACME = b"/.well-known/acme-challenge/"
+_HEALTH = b"/_unkey/internal/health"
+_REMEMBERED = 20_000
+
+
+class Gate:
+    """What stands before one deployment: its compiled policies and where its instances are."""
+
+    __slots__ = ("addresses", "engine", "refusal")
+
+    def __init__(self, engine: Engine, addresses: tuple[str, ...], refusal: Fault | None) -> None:
+        self.engine = engine
+        self.addresses = addresses
+        self.refusal = refusal
+
+
+class Frontline:
+    """Serves requests of deployed apps.
+
+    Args:
+        store: routes, sentinels and instances, from memory.
+        verifier: of keys, for keyauth.
+        limiter: counters of ratelimit policies.
+        pool: connections to instances.
+        edge_id: told to apps and clients.
+        region: told to apps and clients; instances elsewhere are not reached from here.
+        redirect_port: answer plain HTTP by a redirect to HTTPS on this port; None: serve it.
+    """
+
+    def __init__(
+        self,
+        store: Lookup,
+        verifier: Verify,
+        limiter: Limiter,
+        pool: Pool,
+        *,
+        edge_id: str,
+        region: str,
+        redirect_port: int | None = None,
+    ) -> None:
+        self.refusals: dict[str, int] = {}
+        self.forwarded = 0
+        self._store = store
+        self._verifier = verifier
+        self._limiter = limiter
+        self._pool = pool
+        self._region = region
+        self._redirect_port = redirect_port
+        self._lines = f"X-Unkey-Frontline-Id: {edge_id}\r\nX-Unkey-Region: {region}\r\n".encode()
+        self._gates: dict[str, Gate] = {}
+        self._deciding: set[asyncio.Task[None]] = set()
+        store.on_change(self._changed)
+
+    def handle(self, request: Request) -> None:
+        """Route one request; a `Server` calls this."""
+        target = request.target
+        if target.startswith(b"/."):
+            if target.startswith(_ACME):
+                return self._refuse(request, ConfigNotFound("There is no such challenge."))
+        elif target == _HEALTH:
+            return request.respond(200, b"content-type: text/plain\r\n", b"OK")
+        if self._redirect_port is not None and not request.secure:
+            return self._redirect(request)
+        route = self._store.route(request.host)
+        if route is None or route.deleted:
+            return self._refuse(request, ConfigNotFound(f"No app answers to {request.host}."))
+        gate = self._gates.get(route.deployment_id) or self._gate(route)
+        if gate.refusal is not None:
+            return self._refuse(request, gate.refusal)
+        decision = gate.engine.decide(request)
+        if isinstance(decision, Allow):
+            self._forward(request, gate, decision)
+        elif isinstance(decision, Refuse):
+            self._refuse(request, decision.fault, decision.response_lines)
+        else:
+            task = asyncio.get_running_loop().create_task(self._decide_later(request, gate, decision))
+            self._deciding.add(task)
+            task.add_done_callback(self._deciding.discard)
+
+    async def _decide_later(self, request: Request, gate: Gate, deciding: Awaitable[Decision]) -> None:
+        try:
+            decision = await deciding
+            if isinstance(decision, Allow):
+                self._forward(request, gate, decision)
+            else:
+                self._refuse(request, decision.fault, decision.response_lines)
+        except Exception:
+            log.exception("a request could not be decided", extra={"request_id": request.id})
+            self._refuse(request, FrontlineInternalError("The edge failed to handle this request."))
+
+    def _forward(self, request: Request, gate: Gate, decision: Allow) -> None:
+        if request.connection.request is not request:
+            return  # the client left while its key was read
+        self.forwarded += 1
+        id_line = b"X-Unkey-Request-Id: %b\r\n" % request.id.encode()
+        lines = self._lines + id_line
+        forward(
+            request,
+            self._pool,
+            self._pool.order(gate.addresses),
+            request_lines=lines + decision.request_lines,
+            response_lines=lines + decision.response_lines,
+            refuse=self._refuse,
+        )
+
+    def _refuse(self, request: Request, fault: Fault, lines: bytes = b"") -> None:
+        code = fault.kind.code
+        self.refusals[code] = self.refusals.get(code, 0) + 1
+        request.refuse(fault, headers=self._lines + lines)
+
+    def _redirect(self, request: Request) -> None:
+        port = "" if self._redirect_port == 443 else f":{self._redirect_port}"
+        location = b"https://%b%b%b" % (request.host.encode(), port.encode(), request.target)
+        request.respond(308, b"location: %b\r\n" % location, b"")
+
+    def _gate(self, route: Route) -> Gate:
+        """Put together what stands before a deployment, and remember it until something changes."""
+        if len(self._gates) >= _REMEMBERED:
+            self._gates.clear()
+        deployment_id = route.deployment_id
+        sentinel = self._store.sentinel(deployment_id)
+        addresses = tuple(
+            instance.address
+            for instance in self._store.instances(deployment_id)
+            if instance.status == "running" and instance.region == self._region
+        )
+        engine = Engine(())
+        refusal: Fault | None = None
+        if sentinel is None:
+            # Without its policies a deployment must not be reachable at all.
+            refusal = NoRunningInstances("The deployment is not known here yet; try again in a moment.")
+        elif sentinel.desired_state != "running":
+            refusal = DeploymentOffline("The deployment is stopped.")
+        elif sentinel.upstream_protocol != "http1":
+            refusal = InvalidConfiguration(f"This edge cannot speak {sentinel.upstream_protocol} to the app.")
+        elif not addresses:
+            refusal = NoRunningInstances("The app has no running instance.")
+        else:
+            engine = compile_policies(
+                sentinel.policies,
+                workspace_id=sentinel.workspace_id,
+                verifier=self._verifier,
+                limiter=self._limiter,
+            )
+        gate = self._gates[deployment_id] = Gate(engine, addresses, refusal)
+        return gate
+
+    def _changed(self, stream: str, records: Sequence[Any]) -> None:
+        if stream in ("sentinels", "instances"):
+            for record in records:
+                self._gates.pop(record.deployment_id, None)

@@ -1,0 +1,183 @@
+"""One edge process: its listeners, what they share, and how they start and stop."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import structlog
+
+from edge.frontline.api import Api
+from edge.frontline.frontline import Frontline
+from edge.frontline.operations import Operations
+from edge.http.limits import Limits
+from edge.http.server import LATENCY_BUCKETS, Handler, Server
+from edge.http.tls import Certificates
+from edge.http.upstream import Pool
+from edge.store.store import Store
+from edge.telemetry.metrics import Registry, Sample, histogram
+from edge.verify.limiter import Limiter
+from edge.verify.verifier import Verifier
+
+log = structlog.get_logger("edge")
+
+
+class CannotListen(Exception):
+    """A port cannot be listened on; the text names it and its setting."""
+
+
+class Edge:
+    """Store, verifier and listeners of one process.
+
+    Args:
+        env: the settings; `EDGE_ROLE` says which listeners there are.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.store = Store()
+        self.limiter = Limiter()
+        self.verifier = Verifier(self.store, self.limiter)
+        self.limits = Limits.of(env)
+        self.pool = Pool(self.limits)
+        self.registry = Registry()
+        self.servers: dict[str, Server] = {}
+        self._env = env
+        self._started = False
+        self._ports: list[tuple[Server, str]] = []
+        self._certificates = Certificates(self.store.certificate, env.DEFAULT_DOMAIN)
+        self._frontline: Frontline | None = None
+        self._add("metrics", "EDGE_METRICS_PORT", Operations(self.registry, self._is_ready).handle)
+        if env.EDGE_ROLE in ("all", "api"):
+            self._add("api", "EDGE_API_PORT", Api(self.verifier, self.pool, env.web_url).handle)
+        if env.EDGE_ROLE in ("all", "frontline"):
+            frontline = self._frontline = Frontline(
+                self.store,
+                self.verifier,
+                self.limiter,
+                self.pool,
+                edge_id=env.EDGE_ID,
+                region=env.REGION,
+                redirect_port=env.EDGE_HTTPS_PORT if env.EDGE_HTTPS_REDIRECT else None,
+            )
+            self._add("http", "EDGE_HTTP_PORT", frontline.handle)
+            self._add("https", "EDGE_HTTPS_PORT", frontline.handle, tls=True)
+        self._measure()
+
+    def _add(self, name: str, setting: str, handle: Handler, *, tls: bool = False) -> None:
+        context = self._certificates.listener_context() if tls else None
+        server = self.servers[name] = Server(name, handle, self.limits, tls=context)
+        self._ports.append((server, setting))
+
+    def _is_ready(self) -> bool:
+        return self._started and self.store.ready
+
+    async def start(self) -> None:
+        """Open the health listener, fill the store, then open the others.
+
+        Raises:
+            CannotListen: a port is taken.
+        """
+        self.pool.start()
+        await self._listen(*self._ports[0])
+        await self.store.start()
+        for server, setting in self._ports[1:]:
+            await self._listen(server, setting)
+        self._started = True
+        log.info("edge.started", **{name: server.port for name, server in self.servers.items()})
+
+    async def _listen(self, server: Server, setting: str) -> None:
+        port = getattr(self._env, setting)
+        try:
+            await server.start(self._env.BIND, port, reuse_port=self._env.EDGE_REUSE_PORT)
+        except OSError as error:
+            raise CannotListen(
+                f"cannot listen on {self._env.BIND}:{port} ({setting}): {error.strerror or error}"
+            ) from None
+
+    async def stop(self) -> None:
+        """Drain every listener, health last, then let the store write what it knows."""
+        self._started = False
+        for server, _ in reversed(self._ports):
+            with contextlib.suppress(OSError):
+                await server.stop()
+        self.pool.stop()
+        await self.store.stop()
+        log.info("edge.stopped")
+
+    # -- metrics
+
+    def _measure(self) -> None:
+        add = self.registry.add
+        add("unkey_edge_requests_total", "counter", "Requests answered.", self._requests)
+        self.registry.add_histogram(
+            "unkey_edge_request_seconds",
+            "Time from a request's head to the end of its answer.",
+            self._latencies,
+        )
+        for name, kind, text, read in self._gauges():
+            add(name, kind, text, read)
+        add(
+            "unkey_frontline_refusals_total",
+            "counter",
+            "Requests that the gateway refused, by code.",
+            lambda: self._by_label("unkey_frontline_refusals_total", "code", self._refusals()),
+        )
+        add(
+            "unkey_edge_store_events_total",
+            "counter",
+            "What the store counted.",
+            lambda: self._by_label("unkey_edge_store_events_total", "event", dict(self.store.counters)),
+        )
+
+    def _gauges(self) -> Iterator[tuple[str, str, str, Callable[[], list[Sample]]]]:
+        def of_servers(name: str, read: Callable[[Server], float]) -> Callable[[], list[Sample]]:
+            return lambda: [(name, {"listener": each.name}, read(each)) for each in self.servers.values()]
+
+        def plain(name: str, read: Callable[[], float]) -> Callable[[], list[Sample]]:
+            return lambda: [(name, {}, read())]
+
+        name = "unkey_edge_connections"
+        yield name, "gauge", "Open client connections.", of_servers(name, lambda each: len(each.connections))
+        name = "unkey_edge_refused_heads_total"
+        yield name, "counter", "Heads that were no valid HTTP.", of_servers(name, lambda each: each.refused)
+        name = "unkey_edge_aborted_total"
+        yield name, "counter", "Requests whose client left.", of_servers(name, lambda each: each.aborted)
+        name = "unkey_edge_upstream_connections"
+        yield name, "gauge", "Open upstream connections.", plain(name, lambda: len(self.pool.open))
+        name = "unkey_edge_upstream_dials_total"
+        yield name, "counter", "Upstream connections begun.", plain(name, lambda: self.pool.dials)
+        name = "unkey_edge_upstream_dial_failures_total"
+        yield name, "counter", "Upstream connections failed.", plain(name, lambda: self.pool.dial_failures)
+        name = "unkey_edge_unknown_server_names_total"
+        yield (
+            name,
+            "counter",
+            "Handshakes without certificate.",
+            plain(name, lambda: self._certificates.unknown),
+        )
+        name = "unkey_edge_ready"
+        yield name, "gauge", "1: there is something to serve from.", plain(name, self._is_ready)
+
+    def _requests(self) -> Iterator[Sample]:
+        for server in self.servers.values():
+            for status, count in sorted(server.statuses.items()):
+                yield (
+                    "unkey_edge_requests_total",
+                    {"listener": server.name, "status": str(status or "none")},
+                    count,
+                )
+
+    def _latencies(self) -> list[str]:
+        lines: list[str] = []
+        for server in self.servers.values():
+            labels = {"listener": server.name}
+            lines += histogram(
+                "unkey_edge_request_seconds", labels, LATENCY_BUCKETS, server.latencies, server.latency_sum
+            )
+        return lines
+
+    def _refusals(self) -> dict[str, int]:
+        return self._frontline.refusals if self._frontline is not None else {}
+
+    @staticmethod
+    def _by_label(name: str, label: str, counts: dict[str, int]) -> list[Sample]:
+        return [(name, {label: text}, count) for text, count in sorted(counts.items())]
