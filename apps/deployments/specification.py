@@ -42,7 +42,13 @@ def fetch(address: str, path: str | None) -> Document | None:
         return None
     try:
         # No redirects: a program must not make the control plane fetch something elsewhere.
-        with httpx.Client(timeout=_TIMEOUT, follow_redirects=False, trust_env=False) as client:
+        # Instances speak plain HTTP, so no certificates are loaded for them.
+        with httpx.Client(
+            timeout=_TIMEOUT,
+            follow_redirects=False,
+            trust_env=False,
+            verify=False,  # noqa: S501
+        ) as client:
             content = _read(client, f"http://{address}{path}")
         text = content.decode() if content is not None else ""
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeDecodeError):

@@ -5,11 +5,13 @@ project ever run at once, and none of them holds it while it waits. A step there
 that it acts on anew, under the app's lock.
 """
 
+import shlex
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
 from apps.audit import services as audit
+from apps.builds import detection
 from apps.cluster.models import Region
 from apps.cluster.queries import edges_applied
 from apps.cluster.versions import stamp
@@ -64,8 +66,6 @@ def _detect(run: Run) -> JSON:
     deployment = _read(run)
     if not deployment.image.startswith("snapshot@"):
         return None
-    from apps.builds import detection
-
     try:
         plan: JSON = detection.plan_snapshot(deployment.workspace_id, deployment.image, deployment.settings)
     except detection.NothingToRun as nothing:
@@ -504,7 +504,8 @@ def _describe(plan: dict[str, Any] | None) -> str:
     if not plan:
         return ""
     command = plan["command"]
-    return f"{plan['kind']}: {command if isinstance(command, str) else ' '.join(command)}"
+    line = command[2] if command[:2] == ["/bin/sh", "-c"] else shlex.join(command)
+    return f"{plan['kind']}: {line}"
 
 
 def _replicas(row: dict[str, Any], limit: int) -> tuple[int, int]:

@@ -180,9 +180,7 @@ def update_policy(call: Call) -> JSON:
     """Change one policy of an environment for the deployments to come."""
     environment = _environment(call)
     changes = {
-        name: value
-        for name, value in call.body.items()
-        if name not in {*_ENVIRONMENT_NAMES, "policyId"}
+        name: value for name, value in call.body.items() if name not in {*_ENVIRONMENT_NAMES, "policyId"}
     }
     policies.update_policy(environment, call.body["policyId"], changes, actor=call.actor)
     return {}

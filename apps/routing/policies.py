@@ -89,7 +89,11 @@ def _save(row: Environment, meta: JSON, actor: Actor) -> None:
     row.updated_at = clock.now()
     row.save(update_fields=["policies", "updated_at"])
     audit.record(
-        "environment.update", actor=actor, workspace_id=row.workspace_id, targets=[row], meta={"gateway": meta}
+        "environment.update",
+        actor=actor,
+        workspace_id=row.workspace_id,
+        targets=[row],
+        meta={"gateway": meta},
     )
 
 
