@@ -69,6 +69,13 @@ def _count(text: str) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < 1e9:
+        raise ValueError(text)
+    return number
+
+
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if text not in allowed:
@@ -196,6 +203,22 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("FEED_PORT", "port", _port, "8081", "feed: agents' watch streams"),
     Setting("VAULT_PORT", "port", _port, "8060", "vault process, when one is run"),
     Setting("AGENT_PORT", "port", _port, "8070", "agent: health, metrics, logs of instances"),
+    Setting("AGENT_ID", "name", str, "", "name of this agent; empty: region and host name"),
+    Setting("AGENT_URL", "url", str, "", "where web reaches the agent's port; empty: this machine"),
+    Setting(
+        "AGENT_START_DEADLINE_SECONDS",
+        "seconds",
+        _seconds,
+        "60",
+        "how long an instance without a health check may take to answer",
+    ),
+    Setting(
+        "AGENT_DRAIN_SECONDS",
+        "seconds",
+        _seconds,
+        "2",
+        "how long an instance still runs after edges were told to stop sending to it",
+    ),
     Setting("EDGE_API_PORT", "port", _port, "7070", "edge: verification API, and /v2 passed on to web"),
     Setting("EDGE_HTTP_PORT", "port", _port, "7080", "edge: HTTP of deployed apps"),
     Setting("EDGE_HTTPS_PORT", "port", _port, "7443", "edge: HTTPS of deployed apps"),
