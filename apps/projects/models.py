@@ -82,11 +82,11 @@ class Environment(Tenant):
     healthcheck = models.JSONField(null=True, blank=True)
     shutdown_signal = models.CharField(max_length=8, choices=Signal.choices, default=Signal.SIGTERM)
     upstream_protocol = models.CharField(max_length=8, choices=Upstream.choices, default=Upstream.HTTP1)
-    openapi_spec_path = models.CharField(max_length=512, null=True, blank=True)  # noqa: DJ001  null: do not scrape
+    openapi_spec_path = models.CharField(max_length=512, null=True, blank=True)
 
-    dockerfile = models.CharField(max_length=500, null=True, blank=True)  # noqa: DJ001  null: none
+    dockerfile = models.CharField(max_length=500, null=True, blank=True)
     root_directory = models.CharField(max_length=500, default=".")
-    build_command = models.CharField(max_length=1000, null=True, blank=True)  # noqa: DJ001  null: none
+    build_command = models.CharField(max_length=1000, null=True, blank=True)
     watch_paths = models.JSONField(default=list, blank=True)
     auto_deploy = models.BooleanField(default=True)
 
