@@ -1,0 +1,86 @@
+"""What agents report: rows, versions of the change feed, and who is woken."""
+
+import pytest
+
+from apps.cluster.models import Region, Stream
+from apps.deployments import services
+from apps.deployments.models import Instance
+from apps.deployments.services import InstanceReport
+from apps.deployments.tests.conftest import Platform
+from apps.workflows.sweeper import drain
+from unkey import errors
+from unkey.env import env
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def deployment(platform: Platform) -> str:
+    """A deployment whose instances are awaited."""
+    made = platform.create()
+    drain()
+    return made
+
+
+def say(deployment: str, *instances: InstanceReport) -> int:
+    """Report and return the version of the instances' stream."""
+    services.report_instances(deployment, env.REGION, instances, "agent-1")
+    stream = Stream.objects.filter(pk="instances").first()
+    return stream.version if stream else 0
+
+
+def one(name: str, status: str, address: str = "", message: str = "") -> InstanceReport:
+    return {"name": name, "status": status, "address": address, "message": message}
+
+
+def test_only_what_an_edge_can_see_takes_a_version(deployment: str) -> None:
+    assert say(deployment, one("a", "pending")) == 1
+    assert say(deployment, one("a", "pending")) == 1
+    assert say(deployment, one("a", "pending", message="installing")) == 1
+    assert say(deployment, one("a", "running", "127.0.0.1:9000")) == 2
+    assert say(deployment, one("a", "running", "127.0.0.1:9001")) == 3
+    assert say(deployment, one("a", "running", "127.0.0.1:9001"), one("b", "pending")) == 4
+    assert Instance.objects.get(name="a").version == 3
+
+
+def test_an_instance_that_is_not_listed_is_gone_and_may_come_back(deployment: str) -> None:
+    say(deployment, one("a", "running", "127.0.0.1:9000"), one("b", "running", "127.0.0.1:9001"))
+    assert say(deployment, one("b", "running", "127.0.0.1:9001")) == 3
+    assert Instance.objects.get(name="a").status == "gone"
+    assert say(deployment, one("b", "running", "127.0.0.1:9001")) == 3
+    first = Instance.objects.get(name="a").id
+    say(deployment, one("a", "running", "127.0.0.1:9002"), one("b", "running", "127.0.0.1:9001"))
+    row = Instance.objects.get(name="a")
+    assert (row.id, row.status, row.address) == (first, "running", "127.0.0.1:9002")
+
+
+def test_a_region_speaks_only_for_itself(platform: Platform) -> None:
+    platform.add_region("far")
+    made = platform.create()
+    drain()
+    platform.report(made, "running", region="far")
+    say(made)
+    assert Instance.objects.get(deployment_id=made).status == "running"
+
+
+def test_a_long_message_is_cut(deployment: str) -> None:
+    say(deployment, one("a", "failed", message="x" * 100_000))
+    assert len(Instance.objects.get(name="a").message) == services.MAX_MESSAGE
+
+
+@pytest.mark.parametrize(
+    ("target", "region", "status", "fault"),
+    [
+        ("d_nobody", "", "running", errors.DeploymentNotFound),
+        ("", "nowhere", "running", errors.RegionNotFound),
+        ("", "idle", "running", errors.DeploymentNotFound),
+        ("", "", "sleepy", errors.InvalidInput),
+    ],
+)
+def test_a_report_that_makes_no_sense_is_refused(
+    deployment: str, target: str, region: str, status: str, fault: type[errors.Fault]
+) -> None:
+    Region.objects.create(name="idle")
+    with pytest.raises(fault):
+        services.report_instances(target or deployment, region or env.REGION, [one("a", status)], "agent-1")
+    assert not Instance.objects.exists()
