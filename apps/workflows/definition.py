@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, overload
 
-from apps.workflows.payload import JSON
 from unkey.tenancy import unscoped, workspace_scope
 
 CANCELLED = "cancelled"
@@ -133,7 +132,7 @@ class Run:
             yield
 
 
-Recording = Callable[..., "JSON | Wait"]
+Recording = Callable[..., Any]
 Outside = Callable[[Run], Any]
 
 
@@ -143,8 +142,8 @@ class Step:
 
     Args:
         name: the recording function's own.
-        record: `(run)` or, with an outside part, `(run, what it returned)`; runs inside the
-            transaction that also writes the journal and advances the run.
+        record: `(run)` or, with an outside part, `(run, what it returned)`; returns JSON or a `Wait`;
+            runs inside the transaction that also writes the journal and advances the run.
         outside: `(run)`; talks to the world while no transaction is held. May run again after a
             crash, with the same `run.token`.
         retry: policy for exceptions of either part.
@@ -158,7 +157,7 @@ class Step:
     retry: Retry
     timeout: float | None
 
-    def __call__(self, *args: Any) -> "JSON | Wait":
+    def __call__(self, *args: Any) -> Any:
         """Call the recording part, as tests of a single step do."""
         return self.record(*args)
 

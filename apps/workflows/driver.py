@@ -20,9 +20,9 @@ import structlog
 from django.db import IntegrityError, connection, connections, transaction
 from django.db.models import Case, F, QuerySet, When
 
-from apps.workflows import topics, wakeups
+from apps.workflows import leases, topics, wakeups
 from apps.workflows.definition import CANCELLED, Run, Step, Terminal, Wait, Workflow, workflow_named
-from apps.workflows.leases import Lease, keeper, lease_time
+from apps.workflows.leases import Lease
 from apps.workflows.models import ACTIVE, Kind, State, WorkflowKey, WorkflowRun, WorkflowStep
 from apps.workflows.payload import BadPayload, encode
 from apps.workflows.transactions import in_transaction, is_contention
@@ -104,12 +104,20 @@ class Driver:
 
     Args:
         queues: drive only runs of these; None: all.
+        stop: when set, end at the next boundary of a step.
         inline: call outside parts in this thread whatever their time-out, and renew no lease: for
             tests that live in one transaction.
     """
 
-    def __init__(self, queues: frozenset[str] | None = None, *, inline: bool = False) -> None:
+    def __init__(
+        self,
+        queues: frozenset[str] | None = None,
+        *,
+        stop: threading.Event | None = None,
+        inline: bool = False,
+    ) -> None:
         self._queues = queues
+        self._stop = stop or threading.Event()
         self._inline = inline
         self._results: dict[str, dict[str, Any]] = {}
         self._recording: Task | None = None
@@ -148,6 +156,8 @@ class Driver:
             if turn is Turn.ADVANCED:
                 moved += 1
                 busy = 0
+                if self._stop.is_set():
+                    return moved
                 if time.monotonic() - started > SLICE_SECONDS:
                     self._hand_over(key)
                     return moved
@@ -174,6 +184,9 @@ class Driver:
         if outcome is not None:
             self._check_lease(held, outcome.task)
             self._record(held, outcome.task, (outcome.value,), now)
+            if self._stop.is_set():
+                _drop_lease(held)
+                return Turn.ADVANCED
         elif held.lease_expires_at is not None:
             if held.lease_expires_at > now:
                 return Turn.IDLE
@@ -250,7 +263,7 @@ class Driver:
         row = task.row
         held.epoch += 1
         held.holder, held.exclusive = row.id, row.exclusive
-        held.lease_expires_at = now + lease_time()
+        held.lease_expires_at = now + leases.lease_time()
         held.save(update_fields=["epoch", "holder", "exclusive", "lease_expires_at"])
         changes: dict[str, Any] = {"state": State.RUNNING if row.undo is None else State.COMPENSATING}
         if row.started_at is None:
@@ -364,7 +377,7 @@ class Driver:
         try:
             if self._inline:
                 return Returned(task, call())
-            with keeper.keep(task.lease):
+            with leases.keeper.keep(task.lease):
                 return Returned(task, call() if timeout is None else _call_within(call, timeout))
         except Exception as error:
             return Raised(task, error)

@@ -4,7 +4,7 @@ import json
 import math
 from typing import TypeAlias
 
-JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
+JSON: TypeAlias = dict[str, "JSON"] | list["JSON"] | str | int | float | bool | None
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 64

@@ -84,13 +84,13 @@ class Dispatcher:
     def __init__(self, queues: Iterable[str] | None, threads: int) -> None:
         self.queues = None if queues is None else frozenset(queues)
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="workflow", initializer=None)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="workflow")
         self._guard = threading.Lock()
         self._driving: dict[str, Future[int]] = {}
         self._again: set[str] = set()
         self._wanted = threading.Event()
         self._soonest: datetime | None = None
-        self._stopping = False
+        self._stopping = threading.Event()
         self._sweeper: threading.Thread | None = None
 
     def start(self) -> None:
@@ -99,23 +99,29 @@ class Dispatcher:
         self._sweeper = threading.Thread(target=self._sweep, name="workflow-sweeper", daemon=True)
         self._sweeper.start()
 
-    def stop(self) -> None:
-        """Take nothing more, and wait for the steps in hand."""
+    def wind_down(self) -> None:
+        """Take nothing more; let every run stop at the end of the step that it is in."""
         wakeups.attach(None)
-        self._stopping = True
+        self._stopping.set()
         self._wanted.set()
+
+    def stop(self) -> None:
+        """Wind down, and wait for the steps in hand."""
+        self.wind_down()
         if self._sweeper is not None:
             self._sweeper.join()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True)
 
     def drive(self, key: str) -> int:
         """Drive a key on one of the threads and wait for it; at once 0 if it is being driven already."""
+        if self._stopping.is_set():
+            return 0
         future = self._submit(key)
         return 0 if future is None else future.result()
 
     def accept(self, key: str, queue: str) -> bool:
         """Take a wake-up of this process, if a thread is free and the queue is served here."""
-        if self._stopping or (self.queues is not None and queue not in self.queues):
+        if self._stopping.is_set() or (self.queues is not None and queue not in self.queues):
             return False
         with self._guard:
             if len(self._driving) >= self._threads and key not in self._driving:
@@ -145,9 +151,9 @@ class Dispatcher:
         try:
             while True:
                 close_old_connections()
-                moved += Driver(self.queues).drive(key)
+                moved += Driver(self.queues, stop=self._stopping).drive(key)
                 with self._guard:
-                    if key not in self._again or self._stopping:
+                    if key not in self._again or self._stopping.is_set():
                         del self._driving[key]
                         return moved
                     self._again.discard(key)
@@ -159,7 +165,7 @@ class Dispatcher:
             raise
 
     def _sweep(self) -> None:
-        while not self._stopping:
+        while not self._stopping.is_set():
             pause = INTERVAL
             try:
                 close_old_connections()

@@ -3,7 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
-from celery.signals import worker_ready, worker_shutting_down
+from celery.signals import celeryd_after_setup, worker_shutdown, worker_shutting_down
 
 from apps.workflows import history, sweeper, wakeups
 from apps.workflows.driver import Driver
@@ -39,15 +39,22 @@ def prune() -> None:
     history.prune(timedelta(days=history.KEEP_DAYS))
 
 
-@worker_ready.connect
-def _start(sender: Any = None, **_kwargs: Any) -> None:
+@celeryd_after_setup.connect
+def _start(instance: Any, **_kwargs: Any) -> None:
+    """Begin to sweep before the broker is reached: runs go on without it."""
     global _dispatcher
-    queues = list(sender.app.amqp.queues.consume_from)
+    queues = list(instance.app.amqp.queues.consume_from)
     _dispatcher = sweeper.Dispatcher(queues, env.WORKER_CONCURRENCY)
     _dispatcher.start()
 
 
 @worker_shutting_down.connect
+def _wind_down(**_kwargs: Any) -> None:
+    if _dispatcher is not None:
+        _dispatcher.wind_down()
+
+
+@worker_shutdown.connect
 def _stop(**_kwargs: Any) -> None:
     if _dispatcher is not None:
         _dispatcher.stop()

@@ -14,6 +14,7 @@ log = structlog.get_logger("workflows")
 _T = TypeVar("_T")
 
 ATTEMPTS = 12
+PATIENCE_SECONDS = 15.0
 # ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT, ER_CHECKREAD (snapshot isolation), ER_XA_RBDEADLOCK
 _CONTENTION_CODES = {1213, 1205, 1020, 1614}
 _one_writer = threading.Lock()
@@ -43,6 +44,7 @@ def in_transaction(work: Callable[[], _T]) -> _T:
     if connection.in_atomic_block:
         with transaction.atomic():
             return work()
+    started = time.monotonic()
     for attempt in range(1, ATTEMPTS + 1):
         try:
             if connection.vendor == "sqlite":
@@ -51,7 +53,8 @@ def in_transaction(work: Callable[[], _T]) -> _T:
             with transaction.atomic():
                 return work()
         except DatabaseError as error:
-            if not is_contention(error) or attempt == ATTEMPTS:
+            late = time.monotonic() - started > PATIENCE_SECONDS
+            if not is_contention(error) or attempt == ATTEMPTS or late:
                 raise
             log.debug("workflow transaction again", attempt=attempt, error=str(error))
         time.sleep(random.uniform(0.5, 1) * min(0.002 * 2**attempt, 0.5))  # noqa: S311

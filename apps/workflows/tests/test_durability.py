@@ -1,0 +1,264 @@
+"""What survives: rollbacks, lost wake-ups, killed and paused workers, racing callers and notifiers."""
+
+import os
+import random
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import Group
+from django.db import connections, transaction
+
+from apps.workflows import wakeups
+from apps.workflows.engine import (
+    IdempotencyConflict,
+    Run,
+    State,
+    Wait,
+    Workflow,
+    WorkflowRun,
+    cancel,
+    notify,
+    start,
+    step,
+)
+from apps.workflows.models import ACTIVE, WorkflowKey
+from apps.workflows.sweeper import Dispatcher, drain
+from apps.workflows.tests import flows
+from apps.workflows.tests.conftest import Process, Until
+from unkey import clock
+
+
+def test_w1_a_run_of_a_transaction_that_rolls_back_never_runs(worker: Dispatcher) -> None:
+    with transaction.atomic():
+        start(flows.Three, {"k": "a", "name": "r"})
+        transaction.set_rollback(True)
+    worker.stop()
+    assert flows.effects() == []
+    assert not WorkflowRun.objects.exists()
+
+
+def test_w1_a_broker_that_is_down_fails_no_caller_and_the_sweeper_finds_the_run(
+    worker: Dispatcher, settled: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unkey.celery import app
+
+    def down(*args: object, **kwargs: object) -> None:
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(app, "send_task", down)
+    monkeypatch.setattr(wakeups, "_local", None)
+    run = start(flows.Three, {"k": "a", "name": "r"})
+    settled()
+    run.refresh_from_db()
+    assert run.state == State.SUCCEEDED
+
+
+@pytest.mark.parametrize("point", ["inside", "gate", "record"])
+def test_w2_w3_w4_a_worker_killed_in_a_step_leaves_each_effect_exactly_once(
+    point: str, process: Callable[..., Process], settled: Callable[[], None], until: Until, tmp_path: Path
+) -> None:
+    run = start(flows.Reaches, {"k": "a", "name": "r", "room": str(tmp_path), "gates": [point]})
+    doomed = process()
+    until((tmp_path / f"{point}.reached").exists)
+    doomed.kill()
+    (tmp_path / f"{point}.open").touch()
+    with clock.shifted(timedelta(seconds=60)):
+        until(lambda: drain() >= 0 and not WorkflowRun.objects.filter(state__in=ACTIVE).exists())
+    run.refresh_from_db()
+    assert run.state == State.SUCCEEDED
+    assert flows.effects() == [f"{run.id}.inside", f"{run.id}.outside", "r.last"]
+    calls = (tmp_path / "world").read_text().splitlines()
+    assert calls == [f"{run.id}/outside_step"] * (1 if point == "inside" else 2)
+    assert run.journal.count() == 3
+
+
+def test_w6_a_worker_paused_past_its_lease_cannot_commit(
+    process: Callable[..., Process], until: Until, tmp_path: Path
+) -> None:
+    run = start(flows.Reaches, {"k": "a", "name": "r", "room": str(tmp_path), "gates": ["gate"]})
+    zombie = process()
+    until((tmp_path / "gate.reached").exists)
+    zombie.pause()
+    (tmp_path / "gate.open").touch()
+    with clock.shifted(timedelta(seconds=60)):
+        drain()
+    run.refresh_from_db()
+    assert run.state == State.SUCCEEDED
+    zombie.go_on()
+    until(lambda: "its lease was taken over" in zombie.log.read_text())
+    assert flows.effects() == [f"{run.id}.inside", f"{run.id}.outside", "r.last"]
+    assert run.journal.get(name="outside_step").result == f"by {os.getpid()}"
+
+
+def test_w6_a_paused_worker_cannot_commit_to_a_run_that_was_cancelled_meanwhile(
+    process: Callable[..., Process], until: Until, tmp_path: Path
+) -> None:
+    run = start(flows.Reaches, {"k": "a", "name": "r", "room": str(tmp_path), "gates": ["gate"]})
+    zombie = process()
+    until((tmp_path / "gate.reached").exists)
+    zombie.pause()
+    cancel(run.id)
+    (tmp_path / "gate.open").touch()
+    with clock.shifted(timedelta(seconds=60)):
+        drain()
+    zombie.go_on()
+    until(lambda: "its lease was taken over" in zombie.log.read_text())
+    run.refresh_from_db()
+    assert run.state == State.CANCELLED
+    assert flows.effects() == [f"{run.id}.inside", "undo.outside"]
+
+
+def test_a_long_step_keeps_its_lease(process: Callable[..., Process], until: Until, tmp_path: Path) -> None:
+    run = start(flows.Reaches, {"k": "a", "name": "r", "room": str(tmp_path), "gates": ["gate"]})
+    process(lease=1)
+    until((tmp_path / "gate.reached").exists)
+    first = WorkflowKey.objects.get(key=run.key).lease_expires_at
+    until(lambda: WorkflowKey.objects.filter(key=run.key, lease_expires_at__gt=first).exists())
+    (tmp_path / "gate.open").touch()
+    until(lambda: WorkflowRun.objects.get(id=run.id).state == State.SUCCEEDED)
+    assert (tmp_path / "world").read_text().splitlines() == [f"{run.id}/outside_step"]
+
+
+def test_killing_workers_at_random_moments_loses_and_doubles_nothing(
+    process: Callable[..., Process], until: Until, tmp_path: Path
+) -> None:
+    seed = random.randrange(2**32)
+    dice = random.Random(seed)
+    runs = [start(flows.Overlaps, {"k": str(n % 8), "room": str(tmp_path)}) for n in range(40)]
+    for _ in range(4):
+        doomed = process(threads=4, lease=1)
+        started = WorkflowRun.objects.filter(state=State.SUCCEEDED).count()
+        wanted = started + dice.randrange(1, 10)
+        until(partial(_succeeded, min(wanted, 40)))
+        doomed.kill()
+    with clock.shifted(timedelta(seconds=5)):
+        until(lambda: drain() >= 0 and not WorkflowRun.objects.filter(state__in=ACTIVE).exists())
+    assert sorted(flows.effects()) == sorted(f"{run.id}.{name}" for run in runs for name in "abc"), f"{seed=}"
+    assert {row.state for row in WorkflowRun.objects.all()} == {State.SUCCEEDED}, f"{seed=}"
+
+
+def _succeeded(count: int) -> bool:
+    return WorkflowRun.objects.filter(state=State.SUCCEEDED).count() >= count
+
+
+def test_w7_timers_fire_with_the_sweeper_alone(worker: Dispatcher, settled: Callable[[], None]) -> None:
+    run = start(flows.Naps, {"k": "a", "name": "r", "seconds": 0.1})
+    settled()
+    run.refresh_from_db()
+    assert run.state == State.SUCCEEDED
+    assert flows.effects() == ["r.after"]
+
+
+def _in_threads(count: int, work: Callable[[int], None]) -> None:
+    barrier = threading.Barrier(count)
+    errors: list[BaseException] = []
+
+    def body(number: int) -> None:
+        try:
+            barrier.wait()
+            work(number)
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=body, args=(number,)) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_w8_a_notification_that_races_with_the_wait_is_never_lost(
+    worker: Dispatcher, settled: Callable[[], None]
+) -> None:
+    runs = 24
+
+    def tell(number: int) -> None:
+        for n in range(number, runs, 4):
+            with transaction.atomic():
+                Group.objects.create(name=f"ready topic {n}")
+                notify(f"topic {n}")
+
+    def begin(number: int) -> None:
+        if number < 4:
+            tell(number)
+        else:
+            for n in range(number - 4, runs, 4):
+                start(flows.Listens, {"k": str(n), "name": str(n), "topic": f"topic {n}"})
+
+    _in_threads(8, begin)
+    settled()
+    assert WorkflowRun.objects.filter(state=State.SUCCEEDED).count() == runs
+
+
+@pytest.mark.django_db
+def test_w8_a_notification_before_between_and_after_arming_wakes() -> None:
+    before = start(flows.Listens, {"k": "1", "topic": "one"})
+    Group.objects.create(name="ready one")
+    notify("one")
+    drain()
+    before.refresh_from_db()
+    assert before.state == State.SUCCEEDED
+    after = start(flows.Listens, {"k": "2", "topic": "two"})
+    drain()
+    Group.objects.create(name="ready two")
+    notify("two")
+    drain()
+    after.refresh_from_db()
+    assert after.state == State.SUCCEEDED
+
+
+def test_w8_a_notification_while_the_outside_part_looks_wakes(transactional_db: None) -> None:
+    looks: list[bool] = []
+
+    def look(run: Run) -> bool:
+        ready = Group.objects.filter(name="ready x").exists()
+        looks.append(ready)
+        if len(looks) == 2:  # armed once, and now it has looked in vain: the world changes
+            with transaction.atomic():
+                Group.objects.create(name="ready x")
+                notify("x")
+        return ready
+
+    @step(outside=look)
+    def wait_for_x(run: Run, ready: bool) -> object:
+        return "seen" if ready else Wait(event="x")
+
+    class Looks(Workflow):
+        service = "test-looks"
+        steps = (wait_for_x,)
+
+    run = start(Looks, {})
+    drain()
+    run.refresh_from_db()
+    assert run.state == State.SUCCEEDED
+    assert looks == [False, False, True]
+
+
+def test_w10_callers_that_race_with_one_idempotency_key_get_one_run(transactional_db: None) -> None:
+    got: list[str] = []
+
+    def begin(number: int) -> None:
+        with transaction.atomic():
+            got.append(start(flows.Three, {"k": "a"}, idempotency_key="cause").id)
+
+    _in_threads(8, begin)
+    assert len(got) == 8
+    assert len(set(got)) == 1
+    assert WorkflowRun.objects.count() == 1
+
+
+@pytest.mark.django_db
+def test_w10_an_idempotency_key_returns_the_first_run_and_refuses_another_input() -> None:
+    first = start(flows.Three, {"k": "a", "n": [1, {"x": 1.5}]}, idempotency_key="cause")
+    drain()
+    assert start(flows.Three, {"n": [1, {"x": 1.5}], "k": "a"}, idempotency_key="cause").id == first.id
+    with pytest.raises(IdempotencyConflict, match="another input"):
+        start(flows.Three, {"k": "b"}, idempotency_key="cause")
+    assert start(flows.Shared, {"k": "b"}, idempotency_key="cause").id != first.id
+    assert start(flows.Three, {"k": "a"}).id != start(flows.Three, {"k": "a"}).id
