@@ -309,6 +309,8 @@ def _explain(error: Any, schema: Schema) -> list[Violation]:
             return one(f"{name} must have at least {owner['minItems']} items")
         case "maxItems":
             return one(f"{name} must have at most {owner['maxItems']} items")
+        case "minProperties":
+            return one(f"{name} must have at least {owner['minProperties']} of its fields")
         case "maxProperties":
             return one(f"{name} must have at most {owner['maxProperties']} fields")
         case "oneOf":

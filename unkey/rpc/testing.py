@@ -7,6 +7,7 @@ def test_name(tenant):                       # fixture of the root conftest
 
 import json
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from django.test import Client
@@ -19,6 +20,12 @@ from unkey.actors import system
 from unkey.rpc.routes import routes
 
 TESTS = system("tests")
+
+
+@cache
+def shared_client() -> Client:
+    """Return one client for all tests: making one loads the whole stack."""
+    return Client(raise_request_exception=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +43,7 @@ class Tenant:
 
     workspace: Workspace
     root_key: str
-    client: Client = field(default_factory=lambda: Client(raise_request_exception=False))
+    client: Client = field(default_factory=shared_client)
 
     def __call__(self, operation: str, body: Any = None, **headers: str) -> Any:
         """Call an operation that must succeed, and return its `data`; the answer must fit its schema."""
