@@ -41,12 +41,10 @@ def metrics(request: HttpRequest) -> HttpResponse:
     return HttpResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
 
-urlpatterns = [
-    path("health/live", live),
-    path("health/ready", ready),
-    path("health/startup", startup),
-    path("metrics", metrics),
-]
+urlpatterns = [path("metrics", metrics)]
+
+PROBES = {"/health/live": live, "/health/ready": ready, "/health/startup": startup}
+"""Answered before any other middleware: probes come by address, whatever ALLOWED_HOSTS says."""
 
 
 def _answer(check: Callable[[], str]) -> JsonResponse:

@@ -10,6 +10,7 @@ Names of context, the same everywhere: request_id, workspace_id, project_id, dep
 
 import logging
 import logging.config
+import os
 import re
 from collections.abc import MutableMapping
 from typing import Any
@@ -62,8 +63,9 @@ def settings(process: str | None = None, *, stream: str = "ext://sys.stdout") ->
     """Return the `logging.config.dictConfig` dictionary: everything through one formatter, to `stream`.
 
     Args:
-        process: name of the process, on every JSON line; None leaves it out.
+        process: name of the process, on every JSON line; None: what the supervisor calls it, if any.
     """
+    process = process or os.environ.get("UNKEY_PROCESS")
     json = env.LOG_FORMAT == "json"
     shared = _shared(process if json else None)
     renderer: Any = (
@@ -106,6 +108,8 @@ def settings(process: str | None = None, *, stream: str = "ext://sys.stdout") ->
             "celery.beat": {"level": "WARNING"},
             "uvicorn.access": {"level": "WARNING"},
             "uvicorn": {"handlers": [], "propagate": True},
+            "gunicorn.error": {"handlers": [], "propagate": True},
+            "gunicorn.access": {"handlers": [], "propagate": True},
         },
     }
 
@@ -118,6 +122,7 @@ def configure(process: str | None = None) -> None:
 
 def configure_structlog(process: str | None = None) -> None:
     """Send structlog's events through the standard library's handlers."""
+    process = process or os.environ.get("UNKEY_PROCESS")
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,
@@ -138,10 +143,18 @@ def _shared(process: str | None) -> list[Any]:
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.stdlib.ExtraAdder(),
+        _drop_noise,
     ]
     if process:
         shared.insert(0, _named(process))
     return shared
+
+
+def _drop_noise(_logger: Any, _method: str, event: Event) -> Event:
+    """Remove what libraries attach to their records for consoles of their own."""
+    event.pop("color_message", None)
+    event.pop("taskName", None)
+    return event
 
 
 def _named(process: str) -> Any:

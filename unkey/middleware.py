@@ -8,6 +8,7 @@ from django.http import HttpRequest, HttpResponse
 from prometheus_client import Histogram
 
 from unkey import ids
+from unkey.health import PROBES
 
 log = structlog.get_logger("unkey.web")
 
@@ -26,6 +27,8 @@ class RequestContext:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
+        if probe := PROBES.get(request.path):
+            return probe(request)
         request_id = ids.new("req")
         request.request_id = request_id  # type: ignore[attr-defined]
         structlog.contextvars.clear_contextvars()
@@ -35,12 +38,11 @@ class RequestContext:
         seconds = time.perf_counter() - started
         response.headers.setdefault("X-Request-Id", request_id)
         SECONDS.labels(request.method, response.status_code).observe(seconds)
-        if not request.path.startswith(("/health/", "/metrics")):
-            log.info(
-                "request",
-                method=request.method,
-                path=request.path,
-                status=response.status_code,
-                ms=round(seconds * 1000, 1),
-            )
+        log.info(
+            "request",
+            method=request.method,
+            path=request.path,
+            status=response.status_code,
+            ms=round(seconds * 1000, 1),
+        )
         return response

@@ -1,5 +1,7 @@
 """Health and metrics of web."""
 
+from typing import Any
+
 import pytest
 from django.db import OperationalError, connection
 from django.test import Client
@@ -33,7 +35,7 @@ def test_without_its_database_web_lives_but_is_not_ready(
 
 @pytest.mark.django_db
 def test_metrics_are_for_bearers_of_the_agents_token(client: Client) -> None:
-    client.get("/health/live")
+    client.get("/admin/login/")
     assert client.get("/metrics").status_code == 401
     assert client.get("/metrics", headers={"Authorization": "Bearer wrong"}).status_code == 401
     answer = client.get("/metrics", headers={"Authorization": f"Bearer {env.secret('AGENT_TOKEN')}"})
@@ -43,6 +45,14 @@ def test_metrics_are_for_bearers_of_the_agents_token(client: Client) -> None:
 
 @pytest.mark.django_db
 def test_every_answer_carries_its_request_id(client: Client) -> None:
-    first, second = (client.get("/health/live").headers["X-Request-Id"] for _ in range(2))
+    first, second = (client.get("/nowhere").headers["X-Request-Id"] for _ in range(2))
     assert first.startswith("req_")
     assert first != second
+
+
+@pytest.mark.django_db
+def test_probes_are_answered_whatever_host_they_name(client: Client, settings: Any) -> None:
+    settings.ALLOWED_HOSTS = ["admin.example.com"]
+    settings.SECURE_SSL_REDIRECT = True
+    assert client.get("/health/ready", headers={"Host": "10.0.0.7"}).status_code == 200
+    assert client.get("/admin/login/", headers={"Host": "10.0.0.7"}).status_code == 400
