@@ -87,10 +87,13 @@ def create_deployment(
         raise ValueError("create_deployment needs a source")
     _check_image(image)
     with transaction.atomic():
-        # Held, so that settings, variables and policies are of one moment.
+        # Held, so that settings, variables and policies are of one moment; the app's row first, as
+        # everywhere, since a new route or deployment refers to both.
+        app = lifecycle.lock_app(environment.app_id)
         environment = Environment.objects.select_for_update().get(pk=environment.pk)
+        if app.deleting_at or app.project.deleting_at:
+            raise errors.AppNotFound("The requested app does not exist.")
         regions = _deployable(environment)
-        app = environment.app
         variables = EnvironmentVariable.objects.filter(environment=environment).order_by("key")
         deployment = Deployment.objects.create(
             workspace_id=environment.workspace_id,
