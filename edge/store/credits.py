@@ -103,7 +103,7 @@ class Wallet:
         self._asking: dict[str, asyncio.Task[None]] = {}
 
     def resume(self) -> None:
-        """Go on with the leases that the ledger has, because the database cannot be asked."""
+        """Go on with the leases of an earlier process, until the database can be asked."""
         for entry in self._ledger.entries:
             if entry.key_id in self._leases or not entry.amount:
                 self._loose[entry.lease_id] = (entry.slot, entry.spent)
@@ -113,26 +113,24 @@ class Wallet:
             )
         self._ledger.entries = []
 
-    async def return_leftovers(self) -> None:
-        """Give back what an earlier process of this edge held.
+    async def start_over(self) -> None:
+        """Give back what an earlier process of this edge held; what is needed is leased again.
 
         Raises:
-            DatabaseGone: nothing was given back.
+            DatabaseGone: nothing was given back; its leases go on being spent.
         """
-        entries = self._ledger.entries
-        if entries:
-            known = await self._bank.give_back({entry.lease_id: entry.spent for entry in entries})
-            for key_id, (epoch, remaining) in known.items():
-                self._remember(key_id, epoch, remaining)
-            for entry in entries:
-                self._ledger.close_slot(entry.slot)
-            self._ledger.entries = []
+        await self._settle()
+        await self._give_back(list(self._leases.values()))
 
     def note(self, key: KeyRecord) -> None:
         """Take a changed key in: a new epoch voids its lease; the balance is what the row says."""
         lease = self._leases.get(key.id)
-        if lease is not None and (lease.epoch != key.credits_epoch or key.deleted or key.remaining is None):
+        if lease is not None and lease.epoch > key.credits_epoch:
+            # A snapshot that is older than the ledger.
+            return
+        if lease is not None and (lease.epoch < key.credits_epoch or key.deleted or key.remaining is None):
             self._drop(lease)
+            lease = None
         if key.remaining is None or key.deleted:
             self._elsewhere.pop(key.id)
         elif lease is not None or self._elsewhere.peek(key.id) is not None:

@@ -223,6 +223,7 @@ class Store:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._ledger = await loop.run_in_executor(self._writer, Ledger, self._folder / "credits.ledger")
         self._wallet = Wallet(self._ledger, _Bank(self), self._count, time.monotonic, self._capacity)
+        self._wallet.resume()
         await self._load()
         first = asyncio.Event()
         self._tasks = [
@@ -267,7 +268,7 @@ class Store:
                 await self._poll()
                 self._reached()
                 if self._first_contact:
-                    await self.wallet.return_leftovers()
+                    await self.wallet.start_over()
                     self._first_contact = False
                 pause = self._poll_seconds
                 now = time.monotonic()
@@ -303,9 +304,9 @@ class Store:
             if applied is not None and head < applied:
                 # The database was put back to an earlier state, or is another one.
                 log.warning("edge.stream_went_back", stream=stream, applied=applied, head=head)
-                self._forget(stream)
-                applied = None
-            await self._catch_up(stream, applied, head)
+                await self._read_anew(stream, head)
+            else:
+                await self._catch_up(stream, applied, head)
         self.ready = True
 
     async def _catch_up(self, stream: str, applied: int | None, head: int) -> None:
@@ -320,6 +321,22 @@ class Store:
                 asyncio.run_coroutine_threadsafe(self._take(stream, page), loop).result(_PAGE_SECONDS)
 
         await self._ask(read)
+        self.applied[stream] = head
+        self._dirty.set()
+
+    async def _read_anew(self, stream: str, head: int) -> None:
+        def read() -> list[Record]:
+            from edge.store import feed
+
+            pages = feed.pages(stream, feed.FULL, self._capacity, self._rejected)
+            return [record for page in pages for record in page]
+
+        # What is known goes on being served until all that replaces it is here.
+        records = await self._ask(read)
+        self._state.forget(stream, _shard_of)
+        if stream == "certificates":
+            self._sealed.clear()
+        await self._take(stream, records)
         self.applied[stream] = head
         self._dirty.set()
 
@@ -353,11 +370,6 @@ class Store:
             return None
         return Certificate(sealed.hostname, sealed.chain, private_key, sealed.version)
 
-    def _forget(self, stream: str) -> None:
-        self._state.forget(stream, _shard_of)
-        if stream == "certificates":
-            self._sealed.clear()
-
     async def _fetch(self, what: str, digest: str) -> None:
         task = self._fetching.get((what, digest))
         if task is None:
@@ -388,12 +400,9 @@ class Store:
 
     def _lost(self, error: DatabaseGone) -> None:
         self.counters["polls_failed"] += 1
-        if self.connected or self._first_contact:
+        if self.connected or self.counters["polls_failed"] == 1:
             log.warning("edge.database_gone", edge=self.edge_id, error=str(error))
         self.connected = False
-        if self._first_contact:
-            self.wallet.resume()
-            self._first_contact = False
 
     def _rejected(self, table: str) -> None:
         self._count(f"rows_rejected_{table}")

@@ -227,7 +227,7 @@ class Verifier:
             if subject is None:
                 return self._success(BARE_NOT_FOUND)
             if not isinstance(subject, Subject):
-                return self._answer_slowly(headers, asked, remote_ip, digest)
+                return self._answer_slowly(headers, asked, remote_ip, digest, subject)
             verdict = self._verdict(caller, subject, asked, remote_ip)
             if verdict is None:
                 return self._success(BARE_NOT_FOUND)
@@ -238,18 +238,23 @@ class Verifier:
             return self._failure(headers, fault)
 
     async def _answer_slowly(
-        self, headers: Mapping[str, str], asked: VerifyBody, remote_ip: str, digest: str
+        self,
+        headers: Mapping[str, str],
+        asked: VerifyBody,
+        remote_ip: str,
+        digest: str,
+        finding: Awaitable[Subject | None] | None = None,
     ) -> Answer:
         """Answer with a root key or a key that has to be read from the database."""
         try:
             found = self.store.root_key(digest)
+            subject = self.find(asked.key) if finding is None else finding
+            if not isinstance(subject, Subject | None):
+                subject = await subject
             root_key = found if isinstance(found, RootKey) else await self.store.fetch_root_key(digest)
             if root_key is None:
                 raise _unknown_root_key()
             caller = self._caller(root_key)
-            subject = self.find(asked.key)
-            if not isinstance(subject, Subject | None):
-                subject = await subject
             if subject is None:
                 return self._success(BARE_NOT_FOUND)
             verdict = self._verdict(caller, subject, asked, remote_ip)

@@ -110,7 +110,8 @@ def test_memory_is_bounded():
     st.integers(1, 8),
 )
 def test_no_window_ever_admits_more_than_its_limit(steps, most):
-    limiter, now, admitted = Limiter(), START, {}
+    limiter, now = Limiter(), START
+    admitted: dict[int, int] = {}
     for wait, cost in steps:
         now += wait
         if limiter.check(limit(most, cost=cost, duration=1000), now).passed:
