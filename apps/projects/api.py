@@ -12,6 +12,7 @@ from unkey.rpc.authorization import T, U
 from unkey.rpc.call import Call, Page, paginate
 from unkey.rpc.routes import JSON, route
 from unkey.rpc.schema import (
+    Field,
     Schema,
     array,
     boolean,
@@ -25,14 +26,16 @@ from unkey.rpc.schema import (
     string,
 )
 
+Fields = dict[str, Schema | Field]
+
 _SLUG = handle()
 _NAME = string(1, 256)
 _PATH = r"^(/[\w\-]+)+(\.[\w]+)?$"
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGKILL")
 _PROTOCOLS = ("http1", "h2c")
 _NOTHING = obj({})
-_TIMES = {"createdAt": integer(0), "updatedAt": optional(integer(0))}
-_LISTING = {
+_TIMES: Fields = {"createdAt": integer(0), "updatedAt": optional(integer(0))}
+_LISTING: Fields = {
     "limit": optional(integer(1, 100), default=100),
     "cursor": optional(string()),
     "search": optional(string(0, 256)),
