@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from kombu.exceptions import ChannelError
-from kombu.transport import TRANSPORT_ALIASES, filesystem
+from kombu.transport import TRANSPORT_ALIASES, filesystem, virtual
 from kombu.utils.json import dumps, loads
 
 from unkey.env import BadSetting
@@ -94,9 +94,13 @@ class Transport(filesystem.Transport):  # type: ignore[misc]
     """What `folder://` stands for in a broker URL."""
 
     Channel = Channel
-    # Every process of the machine sees the same folder: bindings are not this process's state.
     driver_type = "folder"
     driver_name = "folder"
+
+    def __init__(self, client: Any, **kwargs: Any) -> None:
+        super().__init__(client, **kwargs)
+        # Kombu remembers bindings for the whole process, though each folder has its own.
+        self.state = virtual.BrokerState()
 
 
 def _write_whole(draft: Path, path: Path, text: str) -> None:
