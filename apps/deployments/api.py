@@ -107,6 +107,7 @@ def _rule(action: str) -> Rule:
         errors.DeploymentNotFound,
         errors.SnapshotNotFound,
         errors.InvalidEnvironmentSettings,
+        errors.InvalidSnapshot,
         errors.PreconditionFailed,
     ],
 )

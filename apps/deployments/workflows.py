@@ -222,16 +222,12 @@ def retire_previous(run: Run) -> dict[str, Any]:
     deployment = _deployment(run)
     switched = _switched(run)
     retired: list[str] = []
-    if not switched["held_back"]:
-        if gates.is_production(deployment):
-            replaced = deployment.id if switched["overtaken"] else switched["previous"]
-            retired = [replaced] if replaced else []
-            delay = timedelta(seconds=env.STANDBY_AFTER_SECONDS)
-        else:
-            retired = _replaced_previews(deployment, switched["overtaken"])
-            delay = PREVIEW_STANDBY
-        for identifier in retired:
-            _schedule_stop(identifier, delay, switched["version"])
+    if switched["overtaken"]:
+        retired = [deployment.id]
+    elif not switched["held_back"]:
+        retired = _replaced(deployment, switched["previous"])
+    for identifier in retired:
+        _schedule_stop(identifier, switched["version"])
     lifecycle.end_step(deployment, "finalizing", _outcome(run, switched))
     return {"retired": retired}
 
@@ -375,13 +371,13 @@ def make_live(run: Run) -> JSON:
 
 
 @step
-def retire_replaced(run: Run) -> JSON:
-    """Schedule the stop of the deployment that was live before."""
+def retire_replaced(run: Run) -> dict[str, Any]:
+    """Schedule the stop of the deployment that was live before, and of older ones left from a rollback."""
     switched = _switched(run)
-    if switched["previous"]:
-        delay = timedelta(seconds=env.STANDBY_AFTER_SECONDS)
-        _schedule_stop(switched["previous"], delay, switched["version"])
-    return {"retired": switched["previous"]}
+    retired = _replaced(_deployment(run), switched["previous"])
+    for identifier in retired:
+        _schedule_stop(identifier, switched["version"])
+    return {"retired": retired}
 
 
 class Promote(Workflow):
@@ -580,23 +576,31 @@ def _switched(run: Run) -> dict[str, Any]:
     raise RuntimeError(f"{run.service} has not moved any routes yet")
 
 
-def _replaced_previews(deployment: Deployment, overtaken: bool) -> list[str]:
-    if overtaken:
-        return [deployment.id]
-    others = Deployment.objects.unscoped("same environment").filter(
+def _replaced(deployment: Deployment, previous: str | None) -> list[str]:
+    """Return the deployments that a new one leaves without a purpose.
+
+    Besides the one that was live, older ones still run where a rollback had kept them; those that
+    already have a change pending keep their time.
+    """
+    older = Deployment.objects.unscoped("same environment").filter(
         environment_id=deployment.environment_id,
-        git_branch=deployment.git_branch,
-        desired_state=State.RUNNING,
         status=Status.READY,
+        desired_state=State.RUNNING,
         created_at__lt=deployment.created_at,
+        scheduled_change=None,
     )
-    return list(others.order_by("id").values_list("id", flat=True))
+    if not gates.is_production(deployment):
+        older = older.filter(git_branch=deployment.git_branch)
+    found = set(older.values_list("id", flat=True)) | ({previous} if previous else set())
+    return sorted(found)
 
 
-def _schedule_stop(deployment_id: str, delay: timedelta, routes_version: int) -> None:
+def _schedule_stop(deployment_id: str, routes_version: int) -> None:
     deployment = lifecycle.lock(deployment_id)
     if deployment.desired_state != State.RUNNING:
         return
+    standby = timedelta(seconds=env.STANDBY_AFTER_SECONDS)
+    delay = standby if gates.is_production(deployment) else PREVIEW_STANDBY
     change = lifecycle.schedule(deployment, State.STOPPED, clock.now() + delay)
     start(
         DesiredState,

@@ -196,8 +196,8 @@ def test_while_rolled_back_a_new_deployment_gets_ready_but_takes_only_its_own_na
     app = platform.app_row()
     assert (app.current_deployment_id, app.is_rolled_back) == (third, False)
     assert platform.routes()["shop"] == platform.routes()["shop-production"] == third
-    assert list(ScheduledChange.objects.values_list("deployment_id", flat=True)) == [first]
-    assert second in {row["id"] for row in platform.tenant("deployments.listDeployments", {})}
+    # The one that was rolled back from would otherwise run for ever.
+    assert set(ScheduledChange.objects.values_list("deployment_id", flat=True)) == {first, second}
 
 
 def test_a_rollback_during_a_build_keeps_the_new_deployment_from_going_live(platform: Platform) -> None:
