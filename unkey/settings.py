@@ -146,6 +146,11 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
         "schedule": 86_400.0,
         "options": {"queue": "default", "expires": 3600.0},
     },
+    "certificates: renew what expires": {
+        "task": "certs.renew",
+        "schedule": 21_600.0,
+        "options": {"queue": "default", "expires": 3600.0},
+    },
 }
 
 REST_FRAMEWORK = {"UNAUTHENTICATED_USER": None}

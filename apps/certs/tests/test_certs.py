@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from apps.certs import authority, services
+from apps.certs import authority, services, tasks
 from apps.certs.models import Certificate
 from apps.cluster.models import Stream
 from apps.vault import services as vault
@@ -166,3 +166,15 @@ def test_a_broken_authority_is_named_and_not_replaced(var: Path) -> None:
     with pytest.raises(authority.AuthorityUnusable, match="ca holds no usable certificate authority"):
         services.ensure_local_ca()
     assert (var / "ca/ca.key").read_text() == "broken"
+
+
+@pytest.mark.django_db
+def test_the_timer_makes_and_renews() -> None:
+    tasks.renew()
+    assert sorted(Certificate.objects.values_list("hostname", flat=True)) == [
+        "*.unkey.localhost",
+        "unkey.localhost",
+    ]
+    with clock.shifted(timedelta(days=61)):
+        tasks.renew()
+    assert Stream.objects.get(name="certificates").version == 4
