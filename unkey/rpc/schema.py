@@ -26,6 +26,7 @@ INT64 = 2**63 - 1
 REDACTED = "[REDACTED]"
 _REDACT = "x-unkey-redact"
 _MAX_VIOLATIONS = 50
+_MAX_DEPTH = 64
 _ID = r"^[a-zA-Z0-9_]+$"
 _HANDLE = r"^[a-zA-Z0-9_-]+$"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*\Z")
@@ -177,11 +178,10 @@ class Checker:
 
     def violations(self, value: Any) -> list[Violation]:
         """Return every fault of a decoded JSON value, at most 50 of them, each with its location."""
-        try:
-            if self._validator.is_valid(value):
-                return []
-        except ValueError:  # the validator's own limit on depth
-            return [Violation("the body is nested too deeply", "body")]
+        if _deeper(value, _MAX_DEPTH):
+            return [Violation(f"the body is nested deeper than {_MAX_DEPTH} levels", "body")]
+        if self._validator.is_valid(value):
+            return []
         found: list[Violation] = []
         for error in self._validator.iter_errors(value):
             found.extend(_explain(error, self.schema))
@@ -196,6 +196,14 @@ class Checker:
     def redacted(self, value: Any) -> Any:
         """Return a copy of a value that may be logged."""
         return _redact(self.schema, value) if self._redacts else value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    if isinstance(value, dict):
+        return levels == 0 or any(_deeper(item, levels - 1) for item in value.values())
+    if isinstance(value, list):
+        return levels == 0 or any(_deeper(item, levels - 1) for item in value)
+    return False
 
 
 def _mentions(schema: Any, words: tuple[str, ...]) -> bool:

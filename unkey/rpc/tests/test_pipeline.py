@@ -1,10 +1,32 @@
 """The envelope and the pipeline of every `/v2` request."""
 
+import dataclasses
 import json
+import re
+from typing import Any
 
+import pytest
+from django.db import OperationalError
 from django.test import Client
+from structlog.testing import capture_logs
 
+from apps.audit.models import AuditLog
+from apps.keys import queries, services
+from apps.quota.models import Limits
+from unkey import clock
+from unkey.rpc import pipeline
+from unkey.rpc.client_address import client_address
+from unkey.rpc.routes import route, routes
 from unkey.rpc.testing import Tenant
+from unkey.tenancy import unscoped
+
+
+def post(path: str, content: bytes | str, **headers: str) -> Any:
+    """Send bytes as they are; header names are written with `_`."""
+    sent = {name.replace("_", "-"): value for name, value in headers.items()}
+    content_type = sent.pop("Content-Type", "application/json")
+    client = Client(raise_request_exception=False)
+    return client.post(path, data=content, content_type=content_type, headers=sent)
 
 
 def test_liveness_needs_no_key(db: None) -> None:
@@ -13,7 +35,7 @@ def test_liveness_needs_no_key(db: None) -> None:
     assert response["Content-Type"] == "application/json"
     body = json.loads(response.content)
     assert body["data"] == {"message": "we're cooking"}
-    assert body["meta"]["requestId"].startswith("req_")
+    assert re.fullmatch(r"req_[1-9A-HJ-NP-Za-km-z]{16}", body["meta"]["requestId"])
     assert set(body) == {"meta", "data"}
 
 
@@ -32,3 +54,202 @@ def test_a_wrong_method_is_a_405_that_names_the_right_one(db: None) -> None:
     assert response.status_code == 405
     assert response["Allow"] == "GET"
     assert json.loads(response.content)["error"]["title"] == "Method Not Allowed"
+
+
+def test_every_fault_is_reported_at_once_in_one_envelope(db: None) -> None:
+    response = post("/v2/keys.createKey", '{"byteLength": 1, "prefix": "", "ghost": 1}')
+    assert response.status_code == 400
+    error = json.loads(response.content)["error"]
+    assert error["title"] == "Bad Request"
+    assert error["type"] == "https://unkey.com/docs/errors/unkey/application/invalid_input"
+    assert error["detail"] == "the Authorization header is required"
+    assert {fault["location"] for fault in error["errors"]} == {
+        "header.Authorization",
+        "body.apiId",
+        "body.byteLength",
+        "body.prefix",
+        "body.ghost",
+    }
+    assert {
+        "location": "body.apiId",
+        "message": "apiId is required",
+        "fix": "Add the field apiId.",
+    } in error["errors"]
+
+
+def test_an_invalid_body_comes_before_an_invalid_key(db: None) -> None:
+    assert post("/v2/apis.getApi", "{}", Authorization="Bearer nobody").status_code == 400
+    assert post("/v2/apis.getApi", '{"apiId": "api_12345"}', Authorization="Bearer nobody").status_code == 401
+
+
+@pytest.mark.parametrize("value", ["Basic abc", "Bearer", "Bearer a b", "token"])
+def test_an_authorization_that_is_no_bearer_is_malformed(db: None, value: str) -> None:
+    response = post("/v2/apis.getApi", '{"apiId": "api_12345"}', Authorization=value)
+    assert response.status_code == 400
+    error = json.loads(response.content)["error"]
+    assert error["type"] == "https://unkey.com/docs/errors/unkey/authentication/malformed"
+    # The published clients read this list in every 400.
+    assert error["errors"] == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"  ",
+        b"{",
+        b"[]",
+        b"null",
+        b'"text"',
+        b'{"name": NaN}',
+        b'{"name": "\xff"}',
+        b'{"name": "abc"} x',
+        b"[" * 100_000,
+        b'{"name": ' + b"[" * 500 + b"]" * 500 + b"}",
+        b'{"name": "abc", "meta": ' + b"[" * 64 + b"]" * 64 + b"}",
+    ],
+)
+def test_what_is_not_a_json_object_is_refused_with_a_location(db: None, content: bytes) -> None:
+    response = post("/v2/apis.createApi", content, Authorization="Bearer x")
+    assert response.status_code == 400
+    assert response["Content-Type"] == "application/json"
+    (fault,) = json.loads(response.content)["error"]["errors"]
+    assert fault["location"].startswith("body")
+
+
+def test_another_content_type_is_refused(db: None) -> None:
+    response = post("/v2/apis.createApi", "name=abc", Authorization="Bearer x", Content_Type="text/plain")
+    assert response.status_code == 400
+    assert json.loads(response.content)["error"]["errors"][0]["location"] == "header.Content-Type"
+
+
+def test_a_body_beyond_ten_mebibytes_is_too_large(db: None) -> None:
+    response = post("/v2/apis.createApi", b"x" * (pipeline.BODY_LIMIT + 1), Authorization="Bearer x")
+    assert response.status_code == 413
+    error = json.loads(response.content)["error"]
+    assert error["title"] == "Payload Too Large"
+    assert error["type"].endswith("/user/bad_request/request_body_too_large")
+    at_the_limit = post("/v2/apis.createApi", b" " * pipeline.BODY_LIMIT, Authorization="Bearer x")
+    assert at_the_limit.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("application/json", "application/json"),
+        ("", "application/json"),
+        ("*/*", "application/problem+json"),
+        ("text/html, application/*;q=0.5", "application/problem+json"),
+        ("application/problem+json", "application/problem+json"),
+    ],
+)
+def test_errors_are_problems_for_those_who_accept_them(tenant: Tenant, accept: str, expected: str) -> None:
+    answer = tenant.send("apis.getApi", {"apiId": "api_12345678"}, Accept=accept)
+    assert (answer.status, answer.headers["Content-Type"]) == (404, expected)
+    invalid = tenant.send("apis.getApi", {}, Accept=accept)
+    assert (invalid.status, invalid.headers["Content-Type"]) == (400, "application/json")
+
+
+def test_what_is_unforeseen_tells_the_caller_its_request_id_alone(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_args: Any, **_kwargs: Any) -> None:
+        raise ZeroDivisionError("internal detail")
+
+    monkeypatch.setattr(services, "create_api", broken)
+    with capture_logs() as logs:
+        answer = tenant.send("apis.createApi", {"name": "abc"}, Accept="*/*")
+    assert answer.status == 500
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.body["error"]["type"] == "https://unkey.com/docs/errors/unkey/application/unexpected_error"
+    assert "internal detail" not in json.dumps(answer.body)
+    assert answer.body["meta"]["requestId"] in answer.body["error"]["detail"]
+    assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["rpc.unexpected"]
+
+
+def test_a_database_that_is_away_is_a_500_of_its_own(tenant: Tenant, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_args: Any, **_kwargs: Any) -> None:
+        raise OperationalError("server has gone away")
+
+    monkeypatch.setattr(queries, "get_api", away)
+    error = tenant.refused("apis.getApi", {"apiId": "api_12345678"}, 500)
+    assert error["type"].endswith("/unkey/application/service_unavailable")
+    assert "gone away" not in error["detail"]
+
+
+def test_the_workspace_limit_counts_down_and_then_refuses(tenant: Tenant) -> None:
+    Limits.objects.filter(workspace=tenant.workspace).update(api_requests_per_minute=2)
+    left = []
+    # From the start of a window, so that none turns in between.
+    wait = 60_000 - clock.now_ms() % 60_000 + 60_000
+    with clock.shifted(clock.from_ms(wait) - clock.EPOCH):
+        for _ in range(2):
+            answer = tenant.send("apis.createApi", {"name": "abc"})
+            assert answer.status == 200
+            assert answer.headers["RateLimit-Limit"] == "2"
+            assert 0 < int(answer.headers["RateLimit-Reset"]) <= 60
+            left.append(answer.headers["RateLimit-Remaining"])
+        refused = tenant.send("apis.createApi", {"name": "abc"})
+    assert left == ["1", "0"]
+    assert refused.status == 429
+    assert refused.body["error"]["type"].endswith("/user/too_many_requests/workspace_rate_limited")
+    assert refused.headers["Retry-After"] == refused.headers["RateLimit-Reset"]
+    assert refused.headers["RateLimit-Remaining"] == "0"
+
+
+def test_a_limit_of_nothing_refuses_everything_and_no_limit_says_nothing(tenant: Tenant) -> None:
+    assert "RateLimit-Limit" not in tenant.send("apis.createApi", {"name": "abc"}).headers
+    Limits.objects.filter(workspace=tenant.workspace).update(api_requests_per_minute=0)
+    assert tenant.send("apis.createApi", {"name": "abc"}).status == 429
+
+
+def test_secrets_are_kept_out_of_the_log(tenant: Tenant) -> None:
+    with capture_logs() as logs:
+        tenant("keys.verifyKey", {"key": "very-secret", "tags": ["a=b"]})
+    (entry,) = [entry for entry in logs if entry["event"] == "rpc"]
+    assert entry["body"] == {"key": "[REDACTED]", "tags": ["a=b"]}
+    assert entry["operation"] == "keys.verifyKey"
+    assert "very-secret" not in str(logs)
+    assert tenant.root_key not in str(logs)
+
+
+def test_the_audit_log_knows_the_caller_behind_a_trusted_proxy(tenant: Tenant) -> None:
+    tenant("apis.createApi", {"name": "abc"}, **{"X-Forwarded-For": "203.0.113.9"})
+    with unscoped("test"):
+        row = AuditLog.objects.filter(event="api.create").get()
+    assert row.remote_ip == "203.0.113.9"
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "expected"),
+    [
+        ("198.51.100.7", "", "198.51.100.7"),
+        ("198.51.100.7", "203.0.113.9", "198.51.100.7"),
+        ("127.0.0.1", "203.0.113.9", "203.0.113.9"),
+        ("127.0.0.1", "203.0.113.9:4711", "203.0.113.9"),
+        ("127.0.0.1", "[2001:db8::1]:443", "2001:db8::1"),
+        ("127.0.0.1", "2001:db8::1", "2001:db8::1"),
+        ("127.0.0.1", "6.6.6.6, 203.0.113.9, 127.0.0.2", "203.0.113.9"),
+        ("127.0.0.1", " , ", "127.0.0.1"),
+        ("", "203.0.113.9", ""),
+    ],
+)
+def test_only_trusted_proxies_are_believed(peer: str, forwarded: str, expected: str) -> None:
+    assert client_address(peer, forwarded) == expected
+
+
+def test_an_operation_is_declared_once_and_with_a_permission() -> None:
+    assert "apis.getApi" in routes()
+    for name, complaint in (("apis.getApi", "twice"), ("fresh.operation", "permission")):
+        with pytest.raises(ValueError, match=complaint):
+            route(name, request=None, response={})
+
+
+def test_a_handler_that_forgets_its_permission_gets_no_answer_out(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declared = routes()["apis.getApi"]
+    forgetful = dataclasses.replace(declared, handler=lambda call: {"id": "api_12345678", "name": "secret"})
+    monkeypatch.setitem(routes(), "apis.getApi", forgetful)
+    error = tenant.refused("apis.getApi", {"apiId": "api_12345678"}, 500)
+    assert "secret" not in str(error)
