@@ -1,0 +1,10 @@
+"""What the agent counts, for Prometheus."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+registry = CollectorRegistry()
+
+INSTANCES = Gauge("agent_instances", "Instances by status", ["status"], registry=registry)
+APPLIED = Gauge("agent_applied_version", "Version of the watch stream that is applied", registry=registry)
+CONNECTED = Gauge("agent_watch_connected", "1 while the watch stream is open", registry=registry)
+ROWS = Counter("agent_rows", "Rows of the watch stream", ["outcome"], registry=registry)

@@ -1,0 +1,1 @@
+"""What runs instances: each runtime implements `agent.runtimes.base.Runtime`."""

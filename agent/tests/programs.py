@@ -1,0 +1,42 @@
+"""Small programs that tests deploy."""
+
+SERVER = """
+import http.server, json, os, signal, sys, threading
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        broken = os.path.exists(os.path.join(os.environ["HOME"], "broken"))
+        body = json.dumps({"pid": os.getpid(), "env": dict(os.environ), "cwd": os.getcwd()}).encode()
+        self.send_response(500 if broken else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *args):
+        pass
+
+server = http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
+def stop(number, frame):
+    print("stopped by", signal.Signals(number).name, flush=True)
+    threading.Thread(target=server.shutdown).start()
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+print("serving", file=sys.stderr)
+server.serve_forever()
+"""
+
+# Serves, has a child, and neither ends when asked to.
+STUBBORN = """
+import os, signal, subprocess, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if len(sys.argv) == 1:
+    subprocess.Popen([sys.executable, __file__, "child"], start_new_session=True)
+    import http.server
+    http.server.HTTPServer(
+        ("127.0.0.1", int(os.environ["PORT"])), http.server.SimpleHTTPRequestHandler
+    ).serve_forever()
+signal.pause()
+"""
+
+CRASHES = "print('cannot go on: no configuration'); raise SystemExit(3)"
+SILENT = "import time; print('thinking'); time.sleep(600)"
+HUNGRY = SERVER.replace('print("serving"', 'hoard = bytearray(os.urandom(1024)) * 200_000\nprint("serving"')
