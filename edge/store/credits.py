@@ -169,7 +169,7 @@ class Wallet:
         Other edges may have given credits back since: then the database is asked once a second,
         in the background.
         """
-        known = self._elsewhere.get(key.id)
+        known = self._elsewhere.peek(key.id)
         if known is None or known[0] != key.credits_epoch:
             return False
         if self._left(key) + known[1] >= cost:
@@ -267,7 +267,7 @@ class Wallet:
         return 0 if lease is None or lease.epoch != key.credits_epoch else lease.amount - lease.spent
 
     def _known(self, key: KeyRecord) -> int:
-        known = self._elsewhere.get(key.id)
+        known = self._elsewhere.peek(key.id)
         if known is None or known[0] != key.credits_epoch:
             return key.remaining or 0
         return known[1]

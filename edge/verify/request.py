@@ -99,9 +99,10 @@ def read(body: bytes, faults: tuple[Violation, ...] = ()) -> VerifyBody:
         decoded = _decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError):
         decoded = _explained(body, faults)
-    found = (*faults, *_windows(decoded))
-    if found:
-        raise InvalidInput(found[0].message, violations=found)
+    if faults or decoded.ratelimits:
+        found = (*faults, *_windows(decoded))
+        if found:
+            raise InvalidInput(found[0].message, violations=found)
     return decoded
 
 

@@ -41,8 +41,9 @@ Answer = tuple[int, bytes, dict[str, str]]
 
 _JSON = {"content-type": "application/json"}
 _PROBLEM = {"content-type": "application/problem+json"}
-_PAIRS = tuple(a + b for a in ids.ALPHABET for b in ids.ALPHABET)
-_choices = Random().choices  # seeded by the system; request ids are no secrets  # noqa: S311
+# Request ids are no secrets: one draw of a generator that the system seeded, each octet to a letter.
+_randbytes = Random().randbytes  # noqa: S311
+_LETTERS = (ids.ALPHABET * 5)[:256].encode()
 _NO_HEADER = Violation(
     "the Authorization header is required",
     "header.Authorization",
@@ -122,7 +123,7 @@ class Verifier:
     def _joined(self, record: KeyRecord) -> Subject | None:
         store = self.store
         generation = store.generation(record.workspace_id)
-        subject = self._subjects.get(record.id)
+        subject = self._subjects.peek(record.id)
         if subject is not None and subject.key is record and subject.generation == generation:
             return subject
         workspace = store.workspace(record.workspace_id)
@@ -297,7 +298,7 @@ class Verifier:
             raise errors.KeyDisabled("The root key is disabled.")
         if record.expires_at is not None and clock.now_ms() > record.expires_at:
             raise errors.Forbidden("The root key has expired.")
-        caller = self._callers.get(record.hash)
+        caller = self._callers.peek(record.hash)
         if caller is None or caller.record is not record:
             caller = Caller(record)
             self._callers.put(record.hash, caller)
@@ -329,7 +330,7 @@ def _unknown_root_key() -> Fault:
 
 
 def _request_id() -> bytes:
-    return ("req_" + "".join(_choices(_PAIRS, k=8))).encode()
+    return b"req_" + _randbytes(ids.LENGTH).translate(_LETTERS)
 
 
 def _takes_problems(accept: str) -> bool:
