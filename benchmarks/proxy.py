@@ -19,6 +19,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
+
 from benchmarks.load import ROOT, Result, pinned, run
 
 BAR = 0.35
@@ -140,13 +142,20 @@ def start_edge(folder: Path, profile: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(pinned(0, command), cwd=ROOT, env=environment)
 
 
-def describe(name: str, results: list[Result]) -> str:
-    """Return one line about several runs."""
+def cpu_seconds(process: psutil.Process) -> float:
+    """Return the processor time that a process has used."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def describe(name: str, results: list[Result], costs: list[float]) -> str:
+    """Return one line about several runs; `costs` are microseconds of processor time per request."""
     rates = [result.rate for result in results]
     p99 = statistics.median(result.p99_ms for result in results)
     return (
         f"{name:<8} {statistics.median(rates):>9,.0f} requests/s  ({min(rates):,.0f} to {max(rates):,.0f})  "
-        f"p99 {p99:.2f} ms  failures {sum(result.failures for result in results)}  [{results[0].generator}]"
+        f"p99 {p99:.2f} ms  failures {sum(result.failures for result in results)}  "
+        f"{statistics.median(costs):.0f} us of processor each  [{results[0].generator}]"
     )
 
 
@@ -178,17 +187,22 @@ def main() -> int:
             assert len(wait_for(f"http://127.0.0.1:{port}/", headers)) == 1024
         ours: list[Result] = []
         theirs: list[Result] = []
+        costs: tuple[list[float], list[float]] = ([], [])
         for _ in range(options.rounds):
-            for port, results in ((HTTP, ours), (NGINX, theirs)):
-                results.append(
-                    run(
-                        f"http://127.0.0.1:{port}/",
-                        core=1,
-                        connections=options.connections,
-                        seconds=options.seconds,
-                        headers=headers,
-                    )
+            sides = ((HTTP, ours, children[2], costs[0]), (NGINX, theirs, children[1], costs[1]))
+            for port, results, child, cost in sides:
+                process = psutil.Process(child.pid)
+                before = cpu_seconds(process)
+                result = run(
+                    f"http://127.0.0.1:{port}/",
+                    core=1,
+                    connections=options.connections,
+                    seconds=options.seconds,
+                    headers=headers,
                 )
+                used = cpu_seconds(process) - before
+                results.append(result)
+                cost.append(used / max(1.0, result.rate * round(options.seconds)) * 1e6)
     finally:
         for child in reversed(children):
             child.send_signal(signal.SIGTERM)
@@ -196,8 +210,8 @@ def main() -> int:
             child.wait(10)
         shutil.rmtree(folder, ignore_errors=True)
     ratio = statistics.median(each.rate for each in ours) / statistics.median(each.rate for each in theirs)
-    print(describe("edge", ours))
-    print(describe("nginx", theirs))
+    print(describe("edge", ours, costs[0]))
+    print(describe("nginx", theirs, costs[1]))
     failed = sum(result.failures for result in ours)
     print(f"proxy: ratio {ratio:.2f} (bar {BAR}) {'ok' if ratio >= BAR and not failed else 'MISSED'}")
     return 0 if ratio >= BAR and not failed else 1

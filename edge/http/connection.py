@@ -8,13 +8,12 @@ pipelined requests are answered in order and never overtake one another.
 import asyncio
 import logging
 import re
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 
 from edge.http.body import BadChunk, ChunkDecoder
-from edge.http.request import STATUS_LINES, Field, Request, host_name
+from edge.http.request import STATUS_LINES, Field, Head, Request, host_name
 from unkey.errors import (
     Fault,
     FrontlineInternalError,
@@ -40,14 +39,14 @@ _DISCARD_BYTES = 64 * 1024
 _LINGER_SECONDS = 2.0
 
 
-class Phase(IntEnum):
-    """What the next bytes of the client are."""
+class Phase:
+    """What the next bytes of the client are; plain numbers, since they are compared for every packet."""
 
-    HEAD = 0
-    BODY = 1
-    BUSY = 2  # the request is complete, its response is not; bytes belong to the next request
-    TUNNEL = 3
-    LINGER = 4  # all was said; bytes are dropped until the client hangs up
+    HEAD: Final = 0
+    BODY: Final = 1
+    BUSY: Final = 2  # the request is complete, its response is not; bytes belong to the next request
+    TUNNEL: Final = 3
+    LINGER: Final = 4  # all was said; bytes are dropped until the client hangs up
 
 
 class Connection(asyncio.Protocol):
@@ -57,6 +56,8 @@ class Connection(asyncio.Protocol):
         "_decoder",
         "_fields",
         "_held",
+        "_last",
+        "_last_bytes",
         "_parser",
         "_reading",
         "_remaining",
@@ -80,7 +81,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.request: Request | None = None
         self.exchange: Exchange | None = None
-        self.phase = Phase.HEAD
+        self.phase: int = Phase.HEAD
         self.deadline = 0.0
         self.peer = b""
         self.secure = server.secure
@@ -89,6 +90,8 @@ class Connection(asyncio.Protocol):
         self.paused = False
         self._parser: Any = None
         self._held = b""
+        self._last_bytes = b""
+        self._last: Head = cast(Head, None)
         self._reading = False
         self._fields: list[Field] = []
         self._watched: list[tuple[bytes, bytes]] = []
@@ -203,27 +206,21 @@ class Connection(asyncio.Protocol):
             return
         if end > limits.head_bytes:
             return self._refuse_head(RequestHeadersTooLarge(f"A head may have {limits.head_bytes} bytes."))
-        head = data[:end]  # the same object if nothing follows
-        self._fields = []
-        self._watched = []
-        self._target = b""
-        parser = self._parser
-        if parser is None:
-            parser = self._parser = httptools.HttpRequestParser(self)
-        try:
-            parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            self._parser = None
-        except httptools.HttpParserError as error:
-            return self._refuse_head(MalformedRequest(_MALFORMED.format(error)))
-        try:
-            request = self._accept(parser.get_method(), head)
-        except Fault as fault:
-            return self._refuse_head(fault)
+        text = data[:end]  # the same object if nothing follows
+        if text != self._last_bytes:  # clients repeat themselves on a kept connection
+            try:
+                self._last = self._parse(text)
+            except Fault as fault:
+                return self._refuse_head(fault)
+            self._last_bytes = text
+        request = Request(self, self._last)
         self.request = request
         self.deadline = self.server.now + limits.request_seconds
         if request.length:
-            self._parser = None  # it waits for a body, which is read here
+            if request.length > 0:
+                self._remaining = request.length
+            else:
+                self._decoder = ChunkDecoder()
             self.phase = Phase.BODY
             request.body_ended = False
             if end < len(data):
@@ -240,8 +237,27 @@ class Connection(asyncio.Protocol):
             log.exception("a request could not be handled", extra={"request_id": request.id})
             self.fail(FrontlineInternalError("The edge failed to handle this request."))
 
-    def _accept(self, method: bytes, head: bytes) -> Request:
-        """Make a request of a parsed head, or raise what a gateway refuses beyond llhttp."""
+    def _parse(self, text: bytes) -> Head:
+        """Read a head by llhttp, and raise what a gateway refuses beyond."""
+        self._fields = []
+        self._watched = []
+        self._target = b""
+        parser = self._parser
+        if parser is None:
+            parser = self._parser = httptools.HttpRequestParser(self)
+        try:
+            parser.feed_data(text)
+        except httptools.HttpParserUpgrade:
+            self._parser = None
+        except httptools.HttpParserError as error:
+            self._parser = None
+            raise MalformedRequest(_MALFORMED.format(error)) from None
+        head = self._accept(parser.get_method(), text)
+        if head.length:
+            self._parser = None  # it waits for a body, which is read here
+        return head
+
+    def _accept(self, method: bytes, head: bytes) -> Head:
         target = self._target
         # Exactly one space, nothing before, no other protocol name: llhttp is generous in the first line.
         if head.startswith(b"%b %b HTTP/1.1\r\n" % (method, target)):
@@ -291,20 +307,15 @@ class Connection(asyncio.Protocol):
         limit = self.server.limits.body_bytes
         if limit and length > limit:
             raise RequestBodyTooLarge(f"A body may have {limit} bytes.")
-        request = Request(self, method, target, host, host_field, self._fields)
-        request.http10 = http10
-        request.keep_alive = keep_alive
-        request.expects_continue = expects and length != 0
+        facts = Head(method, target, host, host_field, self._fields)
+        facts.http10 = http10
+        facts.keep_alive = keep_alive
+        facts.length = length
+        facts.expects_continue = expects and length != 0
         # h2c would carry requests past the policies, inside a tunnel.
         if wants_upgrade and upgrade and not length and not http10 and b"h2c" not in upgrade.lower():
-            request.upgrade = upgrade
-        if length:
-            request.length = length
-            if length > 0:
-                self._remaining = length
-            else:
-                self._decoder = ChunkDecoder()
-        return request
+            facts.upgrade = upgrade
+        return facts
 
     @staticmethod
     def _no_length() -> int:
@@ -454,7 +465,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse_head(self, fault: Fault) -> None:
         """Answer a head that cannot be trusted, and close: what follows cannot be told apart."""
-        request = Request(self, b"GET", b"/", "", b"", self._fields)
+        request = Request(self, Head(b"GET", b"/", "", b"", self._fields))
         request.keep_alive = False
         self.request = request
         self.phase = Phase.BODY  # more may be on its way: see `_hang_up`
@@ -510,7 +521,7 @@ class _Discarded(Request):
     __slots__ = ()
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection, b"", b"/", "", b"", [])
+        super().__init__(connection, Head(b"", b"/", "", b"", []))
         self.sink = self
 
     def body_received(self, piece: bytes, ended: bool) -> None:

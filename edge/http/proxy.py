@@ -39,7 +39,6 @@ def forward(
     request_lines: bytes = b"",
     response_lines: bytes = b"",
     refuse: Refuse = refuse_by_page,
-    target: bytes | None = None,
 ) -> "Exchange":
     """Send a request to the first address that a connection can be had to, and pass the response back.
 
@@ -48,17 +47,23 @@ def forward(
         request_lines: headers to add towards the upstream, each line with CRLF.
         response_lines: headers to add towards the client.
         refuse: answers the request when no response can be had.
-        target: replaces the request's target, if given.
     """
     exchange = Exchange(request, pool, addresses, response_lines, refuse)
-    exchange.start(request_head(request, request_lines, target or request.target))
+    head = request.head
+    onward = head.onward
+    if not onward:
+        onward = head.onward = request_head(request)
+    exchange.start(b"%b%b\r\n" % (onward, request_lines))
     return exchange
 
 
-def request_head(request: Request, extra: bytes, target: bytes) -> bytes:
-    """Build the head that goes upstream: hop-by-hop headers (RFC 9110, 7.6.1) and our own names left out."""
+def request_head(request: Request) -> bytes:
+    """Build the head that goes upstream, without its end.
+
+    Hop-by-hop headers (RFC 9110, 7.6.1) and those that only an edge may set are left out.
+    """
     named: set[bytes] = set()
-    lines = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (request.method, target, request.host_field)]
+    lines = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (request.method, request.target, request.host_field)]
     for lower, name, value in request.fields:
         if lower == b"connection":
             named.update(token.strip(b" \t") for token in value.lower().split(b","))
@@ -74,9 +79,7 @@ def request_head(request: Request, extra: bytes, target: bytes) -> bytes:
         lines.append(b"Expect: 100-continue\r\n")
     if request.upgrade:
         lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade)
-    lines.append(
-        b"%bX-Forwarded-Host: %b\r\n%b\r\n" % (request.connection.forwarded, request.host_field, extra)
-    )
+    lines.append(b"%bX-Forwarded-Host: %b\r\n" % (request.connection.forwarded, request.host_field))
     return b"".join(lines)
 
 
@@ -238,7 +241,7 @@ class Exchange:
     def interim(self, head: ResponseHead) -> None:
         """Pass a 1xx on; a client of HTTP/1.0, or one that did not ask for 100, does not know it."""
         if not self.request.http10 and (head.status != 100 or self.request.expects_continue):
-            self.write(b"%b%b\r\n" % (head.line, b"".join(head.lines)))
+            self.write(b"%b%b\r\n" % (head.line, head.lines))
 
     def response_head(self, head: ResponseHead, *, bodiless: bool = False) -> bytes:
         """Build the head for the client; decides how the body is framed."""
@@ -256,7 +259,7 @@ class Exchange:
             self._chunked = True
         return b"%b%b%b%b%b\r\n" % (
             head.line,
-            b"".join(head.lines),
+            head.lines,
             self._response_lines,
             framing,
             self.client.connection_line(request),
@@ -366,7 +369,7 @@ class Exchange:
         self.client.deadline = float("inf")
         self.write(
             b"%b%b%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n"
-            % (head.line, b"".join(head.lines), self._response_lines, head.upgrade)
+            % (head.line, head.lines, self._response_lines, head.upgrade)
         )
         early = self.client.take_held()
         if early and self.upstream is not None:

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from edge.http import refusal
 from unkey.errors import Fault, MalformedRequest, RequestBodyTooLarge
@@ -59,13 +59,14 @@ class BodySink(Protocol):
         """The client broke the body off or sent garbage; no more of it comes."""
 
 
-class Request:
-    """One request on a connection, until its response is complete.
+class Head:
+    """The facts of a request's head: a pure function of its bytes, so that a repeated head is read once.
 
     Args:
         method: as sent, upper case.
         target: origin form (`/path?query`), or `*`.
         host: lower case, without port.
+        host_field: the Host header as sent.
         fields: every header in order.
         http10: the client speaks HTTP/1.0.
         keep_alive: the client lets the connection live on.
@@ -75,21 +76,13 @@ class Request:
     """
 
     __slots__ = (
-        "body_ended", "connection", "expects_continue", "fields", "host", "host_field", "http10", "id",
-        "keep_alive", "length", "method", "note", "pieces", "sink", "size", "started", "status", "target",
-        "upgrade",
+        "expects_continue", "fields", "host", "host_field", "http10", "keep_alive", "length", "method",
+        "onward", "target", "upgrade",
     )  # fmt: skip
 
     def __init__(
-        self,
-        connection: "Connection",
-        method: bytes,
-        target: bytes,
-        host: str,
-        host_field: bytes,
-        fields: list[Field],
+        self, method: bytes, target: bytes, host: str, host_field: bytes, fields: list[Field]
     ) -> None:
-        self.connection = connection
         self.method = method
         self.target = target
         self.host = host
@@ -100,10 +93,34 @@ class Request:
         self.length = 0
         self.upgrade = b""
         self.expects_continue = False
+        self.onward = b""  # what goes upstream of it, once that was put together
+
+
+class Request:
+    """One request on a connection, until its response is complete; see `Head` for what it asks."""
+
+    __slots__ = (
+        "body_ended", "connection", "expects_continue", "fields", "head", "host", "host_field", "http10",
+        "id", "keep_alive", "length", "method", "pieces", "sink", "size", "started", "status", "target",
+        "upgrade",
+    )  # fmt: skip
+
+    def __init__(self, connection: "Connection", head: Head) -> None:
+        self.connection = connection
+        self.head = head
+        self.method = head.method
+        self.target = head.target
+        self.host = head.host
+        self.host_field = head.host_field
+        self.fields = head.fields
+        self.http10 = head.http10
+        self.keep_alive = head.keep_alive
+        self.length = head.length
+        self.upgrade = head.upgrade
+        self.expects_continue = head.expects_continue
         self.id = new_request_id()
         self.started = time.monotonic()
         self.status = 0  # of the response, once its head was sent
-        self.note: Any = None  # whatever the role wants to know again when the response is complete
         self.body_ended = True
         self.pieces: list[bytes] = []
         self.size = 0  # bytes of body received so far

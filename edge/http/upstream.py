@@ -3,8 +3,7 @@
 import asyncio
 import random
 import time
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 
@@ -21,23 +20,23 @@ _WATCHED = frozenset({
 _SWEEP_SECONDS = 1.0
 
 
-class Reading(IntEnum):
-    """What the next bytes of the upstream are."""
+class Reading:
+    """What the next bytes of the upstream are; plain numbers, compared for every packet."""
 
-    NOTHING = 0  # idle in the pool
-    HEAD = 1
-    LENGTH = 2
-    CHUNKED = 3
-    UNTIL_CLOSE = 4
-    TUNNEL = 5
+    NOTHING: Final = 0  # idle in the pool
+    HEAD: Final = 1
+    LENGTH: Final = 2
+    CHUNKED: Final = 3
+    UNTIL_CLOSE: Final = 4
+    TUNNEL: Final = 5
 
 
 class ResponseHead:
-    """A parsed response head.
+    """A parsed response head; a pure function of its bytes.
 
     Args:
         line: status line with CRLF, as HTTP/1.1.
-        lines: headers to pass on, each with its CRLF.
+        lines: headers to pass on, each with its CRLF, joined.
         length: of the body by Content-Length; -1 chunked, -2 until the connection closes.
         upgrade: value of Upgrade.
     """
@@ -45,7 +44,7 @@ class ResponseHead:
     __slots__ = ("keep_alive", "length", "line", "lines", "status", "upgrade")
 
     def __init__(
-        self, status: int, line: bytes, lines: list[bytes], length: int, keep_alive: bool, upgrade: bytes
+        self, status: int, line: bytes, lines: bytes, length: int, keep_alive: bool, upgrade: bytes
     ) -> None:
         self.status = status
         self.line = line
@@ -73,7 +72,7 @@ class UpstreamConnection(asyncio.Protocol):
     """One connection to an instance: carries one exchange at a time."""
 
     __slots__ = (
-        "_decoder", "_held", "_lines", "_parser", "_remaining", "_watched", "closed", "endpoint", "exchange",
+        "_decoder", "_held", "_last", "_last_bytes", "_lines", "_parser", "_remaining", "_watched", "closed", "endpoint", "exchange",
         "fresh", "heard", "idle_since", "keep_alive", "paused", "pool", "reading", "transport",
     )  # fmt: skip
 
@@ -82,7 +81,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.endpoint = endpoint
         self.transport: asyncio.Transport = cast(asyncio.Transport, None)
         self.exchange: Exchange | None = None
-        self.reading = Reading.NOTHING
+        self.reading: int = Reading.NOTHING
         self.fresh = True  # no exchange has been completed on it
         self.heard = False  # bytes of the current response have come
         self.keep_alive = True
@@ -91,6 +90,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.idle_since = 0.0
         self._parser: Any = None
         self._held = b""
+        self._last_bytes = b""
+        self._last: ResponseHead | None = None
         self._lines: list[bytes] = []
         self._watched: list[tuple[bytes, bytes]] = []
         self._remaining = 0
@@ -174,9 +175,14 @@ class UpstreamConnection(asyncio.Protocol):
                     return self._garbage(exchange)
                 self._held = data
                 return
-            head = self._parse(data[:end])
-            if head is None or end > self.pool.limits.head_bytes:
-                return self._garbage(exchange)
+            text = data[:end]
+            if text != self._last_bytes:  # an app repeats itself, within a second even its Date
+                self._last_bytes = b""
+                self._last = self._parse(text) if end <= self.pool.limits.head_bytes else None
+                if self._last is None:
+                    return self._garbage(exchange)
+                self._last_bytes = text
+            head = cast(ResponseHead, self._last)
             if head.status >= 200 or head.status == 101:
                 break
             exchange.interim(head)
@@ -258,7 +264,7 @@ class UpstreamConnection(asyncio.Protocol):
             elif name == b"upgrade":
                 upgrade = value
         line = b"HTTP/1.1" + text[8 : text.index(b"\r\n") + 2]
-        return ResponseHead(status, line, self._lines, length, keep_alive, upgrade)
+        return ResponseHead(status, line, b"".join(self._lines), length, keep_alive, upgrade)
 
     def _read_length(self, exchange: "Exchange", start: bytes, data: bytes) -> None:
         count = len(data)
