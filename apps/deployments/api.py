@@ -298,7 +298,7 @@ def list_steps(call: Call) -> JSON:
 
 @route(
     "deployments.getLogs",
-    request=obj({"deploymentId": _ID, "tail": optional(integer(1, 10_000), default=200)}),
+    request=obj({"deploymentId": _ID, "tail": optional(integer(1, 5000), default=200)}),
     response=obj(
         {
             "lines": array(

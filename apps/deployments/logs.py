@@ -40,6 +40,6 @@ def fetch(agents: Iterable[Agent], deployment_id: str, tail: int) -> tuple[list[
             except (httpx.HTTPError, ValueError, KeyError, TypeError):
                 notes.append(f"The agent {agent.id} of region {agent.region.name} did not answer.")
     if not asked:
-        notes.append("No agent of the deployment's regions has reported yet.")
+        notes.append("No agent of the deployment's regions can be reached at the moment.")
     lines.sort(key=lambda line: line.get("time") or 0)
     return lines[-tail:], notes
