@@ -81,8 +81,11 @@ class Process:
         self._popen.wait()
 
     def pause(self) -> None:
-        """Stop it in the middle of whatever it does."""
+        """Stop it in the middle of whatever it does; returns when every thread stands still."""
         os.kill(self.pid, signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.pid}/task")
+        while any((task / "stat").read_text().rpartition(") ")[2][0] != "T" for task in tasks.iterdir()):
+            time.sleep(0.001)
 
     def go_on(self) -> None:
         """Let it continue."""
