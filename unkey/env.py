@@ -152,6 +152,14 @@ SETTINGS: tuple[Setting, ...] = (
         secret=True,
     ),
     Setting(
+        "VAULT_TOKEN",
+        "text",
+        str,
+        "",
+        "shared by the vault process and its callers; made in var/secrets when empty",
+        secret=True,
+    ),
+    Setting(
         "AGENT_TOKEN",
         "text",
         str,

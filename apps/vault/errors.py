@@ -23,3 +23,10 @@ class UnknownMasterKey(VaultError):
 
 class VaultUnavailable(VaultError):
     """The object store, or the vault process, does not answer."""
+
+
+BY_NAME = {
+    kind.__name__: kind
+    for kind in (Undecryptable, InvalidKeyring, InvalidPlaintext, UnknownMasterKey, VaultUnavailable)
+}
+"""Typed errors by name: a vault process tells its callers which one it was."""

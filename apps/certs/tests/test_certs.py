@@ -23,8 +23,10 @@ def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setitem(env._values, "UNKEY_VAR", tmp_path)
     monkeypatch.setitem(env._values, "OBJECT_STORE_URL", f"file://{tmp_path}/objects")
     vault.local_vault.cache_clear()
+    vault.backend.cache_clear()
     yield tmp_path
     vault.local_vault.cache_clear()
+    vault.backend.cache_clear()
 
 
 def handshake(row: Certificate, name: str, folder: Path) -> None:

@@ -243,8 +243,10 @@ def test_a_malformed_master_key_is_named(text: str) -> None:
 @pytest.fixture
 def process_vault() -> Iterator[None]:
     services.local_vault.cache_clear()
+    services.backend.cache_clear()
     yield
     services.local_vault.cache_clear()
+    services.backend.cache_clear()
 
 
 @pytest.mark.usefixtures("process_vault")
