@@ -4,6 +4,8 @@ Kept on the environment as a list of objects in the form of the API; a deploymen
 created. A key space may be named by its own id or by its API's, and is kept by its own.
 """
 
+from typing import Any
+
 import re2
 from django.db import transaction
 from django.db.models import Q
@@ -14,11 +16,10 @@ from apps.projects.models import Environment
 from unkey import clock, errors, ids
 from unkey.actors import Actor
 from unkey.errors import Violation
-from unkey.rpc.routes import JSON
 
 KINDS = ("keyauth", "ratelimit", "firewall", "openapi", "logging")
 
-Policy = dict[str, "JSON | str | bool | int | None"]
+Policy = dict[str, Any]
 
 
 def set_policies(environment: Environment, policies: list[Policy], *, actor: Actor) -> list[Policy]:
@@ -85,7 +86,7 @@ def _locked(environment: Environment) -> Environment:
     return row
 
 
-def _save(row: Environment, meta: JSON, actor: Actor) -> None:
+def _save(row: Environment, meta: dict[str, Any], actor: Actor) -> None:
     row.updated_at = clock.now()
     row.save(update_fields=["policies", "updated_at"])
     audit.record(
