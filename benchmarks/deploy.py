@@ -81,7 +81,7 @@ def connect(system: System) -> Platform:
     root = json.loads(
         system.manage("create_root_key", "--workspace", "bench", "--name", "b", "--all", "--json")
     )
-    return Platform(system.url("EDGE_API_PORT"), root["key"], system.var / "login.json")
+    return Platform(system.url("EDGE_API_PORT"), root["root_key"], system.var / "login.json")
 
 
 def _deploy(system: System, platform: Platform, place: dict[str, str], first: dict[str, Any]) -> float:

@@ -346,7 +346,7 @@ def run(story: Story, system: System) -> dict[str, Any]:
             system.manage("create_root_key", "--workspace", "demo", "--name", "demo", "--all", "--json")
         )
         system.manage("create_admin", "--username", "admin", DJANGO_SUPERUSER_PASSWORD=password)
-    platform = Platform(system.url("EDGE_API_PORT"), root["key"], VAR / "demo-login.json")
+    platform = Platform(system.url("EDGE_API_PORT"), root["root_key"], VAR / "demo-login.json")
 
     project, app, environment = "hello", "default", "production"
     place = {"project": project, "app": app, "environment": environment}
@@ -415,8 +415,8 @@ def run(story: Story, system: System) -> dict[str, Any]:
         "api_url": system.url("EDGE_API_PORT"),
         "http_url": system.url("EDGE_HTTP_PORT"),
         "https_url": f"https://127.0.0.1:{system.ports['EDGE_HTTPS_PORT']}",
-        "root_key": root["key"],
-        "workspace_id": workspace["id"],
+        "root_key": root["root_key"],
+        "workspace_id": workspace["workspace_id"],
         "project": project,
         "app": app,
         "environment": environment,

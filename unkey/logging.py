@@ -109,7 +109,7 @@ def settings(process: str | None = None, *, stream: str = "ext://sys.stdout") ->
             "uvicorn.access": {"level": "WARNING"},
             "uvicorn": {"handlers": [], "propagate": True},
             "gunicorn.error": {"handlers": [], "propagate": True},
-            "gunicorn.access": {"handlers": [], "propagate": True},
+            "gunicorn.access": {"level": "WARNING"},
         },
     }
 

@@ -5,5 +5,6 @@ from django.urls import include, path
 
 urlpatterns = [
     path("", include("unkey.health")),
+    path("internal/", include("apps.cluster.api")),
     path("admin/", admin.site.urls),
 ]

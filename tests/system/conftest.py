@@ -80,7 +80,7 @@ def platform(system: System) -> Platform:
     root = json.loads(
         system.manage("create_root_key", "--workspace", "test", "--name", "test", "--all", "--json")
     )
-    return Platform(system.url("EDGE_API_PORT"), root["key"], system.var / "login.json")
+    return Platform(system.url("EDGE_API_PORT"), root["root_key"], system.var / "login.json")
 
 
 @pytest.fixture

@@ -23,4 +23,6 @@ def test_list_page_opens_and_searches(model: type[models.Model], staff: Client) 
     assert staff.get(url).status_code == 200
     assert admin.site._registry[model].search_fields, f"{model._meta.label} cannot be searched"
     assert staff.get(url, {"q": "something"}).status_code == 200
-    assert staff.get(reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_add")).status_code == 403
+    assert (
+        staff.get(reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_add")).status_code == 403
+    )

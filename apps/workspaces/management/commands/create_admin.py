@@ -21,7 +21,9 @@ class Command(BaseCommand):
         if not password:
             raise CommandError("set DJANGO_SUPERUSER_PASSWORD: passwords are not taken from the command line")
         users = get_user_model().objects
-        user = users.filter(username=options["username"]).first() or get_user_model()(username=options["username"])
+        user = users.filter(username=options["username"]).first() or get_user_model()(
+            username=options["username"]
+        )
         try:
             validate_password(password, user)
         except ValidationError as error:

@@ -1,4 +1,4 @@
-"""`manage.py create_workspace NAME [--slug SLUG] [--json]`: make a tenant."""
+"""`manage.py create_workspace NAME [--slug SLUG] [--exist-ok] [--json]`: make a tenant."""
 
 import json
 from argparse import ArgumentParser
@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.core.validators import validate_slug
 from django.utils.text import slugify
 
+from apps.workspaces.models import Workspace
 from apps.workspaces.services import create_workspace
 from unkey.actors import system
 from unkey.errors import Fault
@@ -20,6 +21,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("name", help="what people call it")
         parser.add_argument("--slug", help="unique short name; made from the name if left out")
+        parser.add_argument(
+            "--exist-ok", action="store_true", help="an existing workspace of that slug will do"
+        )
         parser.add_argument("--json", action="store_true", help="print one JSON object")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -35,11 +39,15 @@ class Command(BaseCommand):
             ) from None
         if len(slug) > 64:
             raise CommandError("the slug must have at most 64 characters")
-        try:
-            workspace = create_workspace(name, slug, actor=system("create_workspace"))
-        except Fault as fault:
-            raise CommandError(fault.detail) from None
+        workspace = Workspace.objects.filter(slug=slug).first() if options["exist_ok"] else None
+        if workspace is None:
+            try:
+                workspace = create_workspace(name, slug, actor=system("create_workspace"))
+            except Fault as fault:
+                raise CommandError(fault.detail) from None
         if options["json"]:
-            self.stdout.write(json.dumps({"workspace_id": workspace.id, "name": name, "slug": slug}))
+            self.stdout.write(
+                json.dumps({"workspace_id": workspace.id, "name": workspace.name, "slug": slug})
+            )
         else:
             self.stdout.write(f"workspace {workspace.slug} ({workspace.id})")
