@@ -130,7 +130,7 @@ def _origin(line: bytes) -> tuple[int, str]:
         return 0, ""
     version, deployment = row.get("version"), row.get("deploymentId")
     return (
-        version if isinstance(version, int) and 0 <= version < 2**63 else 0,
+        version if type(version) is int and 0 <= version < 2**63 else 0,
         deployment[:64] if isinstance(deployment, str) else "",
     )
 

@@ -41,25 +41,25 @@ class Environments:
         self._timeout = timeout_seconds
         self._locks: dict[str, asyncio.Lock] = {}
 
-    async def ensure(self, app: Path, image: str, *, install: bool, log: Path) -> Path:
+    async def ensure(self, app: Path, image: str, what: list[str], log: Path) -> Path:
         """Return the virtual environment for a program, made when it is not there yet.
 
         Args:
-            app: the program's folder; its `requirements.txt` or `pyproject.toml` says what to install.
+            app: the program's folder.
             image: reference of the snapshot that the folder was unpacked from.
-            install: whether to install anything.
+            what: arguments of `pip install`, such as `-r requirements.txt`; empty: a bare environment.
             log: file that the installer's output is added to.
 
         Raises:
             StartFailed: the installer failed or took too long; the message has its last lines.
         """
-        key = self._key(app, image, install=install)
+        key = self._key(app, image, what)
         path = self._folder / key
         async with self._locks.setdefault(key, asyncio.Lock()):
             if not (path / _COMPLETE).exists():
                 await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
                 path.mkdir(parents=True)
-                await self._make(path, app, install=install, log=log)
+                await self._make(path, app, what, log)
                 (path / _COMPLETE).touch()
             os.utime(path / _COMPLETE)
         return path
@@ -79,30 +79,27 @@ class Environments:
                 if path.name not in in_use and last < now - KEPT_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
 
-    def _key(self, app: Path, image: str, *, install: bool) -> str:
-        digest = hashlib.sha256(f"{sys.version}\0{sys.base_prefix}\0".encode())
-        if install:
-            requirements = _read(app / "requirements.txt")
-            digest.update(requirements)
-            if not requirements or _LOCAL.search(requirements.decode("utf-8", "replace")):
-                # What is installed depends on other files of the program, too.
-                digest.update(image.encode())
-        return digest.hexdigest()[:32]
+    def _key(self, app: Path, image: str, what: list[str]) -> str:
+        requirements = _read(app / "requirements.txt") if "requirements.txt" in what else b""
+        asked = "\n".join(part for part in what if part not in ("-r", "requirements.txt"))
+        local = _LOCAL.search(asked) or _LOCAL.search(requirements.decode("utf-8", "replace"))
+        # What is installed from other files of the program depends on all of them.
+        parts = [sys.version, sys.base_prefix, asked, image if local else ""]
+        return hashlib.sha256("\0".join(parts).encode() + b"\0" + requirements).hexdigest()[:32]
 
-    async def _make(self, path: Path, app: Path, *, install: bool, log: Path) -> None:
+    async def _make(self, path: Path, app: Path, what: list[str], log: Path) -> None:
         base = os.path.join(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
         python = base if os.path.exists(base) else sys.executable
-        uv = shutil.which("uv") if install else None
-        pip = [] if install and uv is None else ["--without-pip"]
+        uv = shutil.which("uv")
+        pip = [] if what and uv is None else ["--without-pip"]
         await run([python, "-m", "venv", *pip, str(path)], app, log, self._timeout, _environment())
-        if not install:
+        if not what:
             return
-        source = ["-r", "requirements.txt"] if (app / "requirements.txt").exists() else ["."]
         own = str(path / "bin" / "python")
         installer = (
-            [uv, "pip", "install", "--python", own, *source]
+            [uv, "pip", "install", "--python", own, *what]
             if uv
-            else [own, "-m", "pip", "install", "--no-input", *source]
+            else [own, "-m", "pip", "install", "--no-input", *what]
         )
         await run(installer, app, log, self._timeout, _environment())
 

@@ -54,6 +54,8 @@ MEMORY_LOOK_SECONDS = 2.0
 NOFILE = 65_536
 NICE = 5
 AGENT_MARK = "[agent] "
+# How a plan asks for Python packages: these go to a virtual environment that is kept, not to the folder.
+PIP = ["python", "-m", "pip", "install"]
 
 log = structlog.get_logger(__name__)
 
@@ -253,10 +255,12 @@ class ProcessRuntime:
 
     async def _prepare(self, order: Order, app: Path, instance: Instance) -> Path:
         """Return the instance's virtual environment, with what the program needs installed."""
-        install = order.plan.install
-        python = bool(install) and ((app / "requirements.txt").exists() or (app / "pyproject.toml").exists())
+        install = order.plan.install or []
+        python = install[: len(PIP)] == PIP
         try:
-            path = await self._environments.ensure(app, order.image, install=python, log=instance.log)
+            path = await self._environments.ensure(
+                app, order.image, install[len(PIP) :] if python else [], instance.log
+            )
             if install and not python:
                 await run(install, app, instance.log, 600.0, self._variables(order, path, instance))
         except StartFailed as error:

@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -284,14 +286,51 @@ def test_drift_is_corrected(plane, image, in_process, root):
     run(scenario())
 
 
-def test_dependencies_are_installed_once_and_their_failure_is_told(plane, in_process, tmp_path, root):
-    package = {
-        "greet/pyproject.toml": "[project]\nname='greet'\nversion='1'\n",
-        "requirements.txt": "-e no-such-folder\n",
-        "app.py": programs.SERVER,
-    }
-    image = plane.snapshot(tmp_path / "packaged", package)
-    plane.topology("d_1", image, PYTHON, install=["python", "-m", "pip", "install", "-r", "requirements.txt"])
+WHEEL = """
+import sys, zipfile
+
+with zipfile.ZipFile("greet-1-py3-none-any.whl", "w") as wheel:
+    wheel.writestr("greet.py", "WORD = 'installed'")
+    wheel.writestr("greet-1.dist-info/METADATA", "Metadata-Version: 2.1\\nName: greet\\nVersion: 1\\n")
+    wheel.writestr("greet-1.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+    wheel.writestr("greet-1.dist-info/RECORD", "greet.py,,\\ngreet-1.dist-info/METADATA,,\\n")
+"""
+PIP = ["python", "-m", "pip", "install", "-r", "requirements.txt"]
+
+
+def test_python_packages_are_installed_once_for_equal_requirements(plane, in_process, tmp_path, root):
+    folder = tmp_path / "packaged"
+    folder.mkdir()
+    subprocess.run([sys.executable, "-c", WHEEL], cwd=folder, check=True)
+    program = "import greet, sys; print(greet.WORD, sys.prefix, flush=True)\n" + programs.SERVER
+    files = {"requirements.txt": "./greet-1-py3-none-any.whl\n", "app.py": program}
+    image = plane.snapshot(folder, files)
+    plane.topology("d_1", image, PYTHON, install=PIP)
+    plane.topology("d_2", image, PYTHON, install=PIP)
+
+    async def scenario():
+        async with in_process() as agent:
+            await asyncio.to_thread(plane.running, "d_1")
+            await asyncio.to_thread(plane.running, "d_2")
+            lines = [line.text for each in ("d_1", "d_2") for line in await agent.reconciler.logs(each, 99)]
+            greetings = [line.split() for line in lines if line.startswith("installed ")]
+            assert len(greetings) == 2
+            assert greetings[0] == greetings[1]
+            assert Path(greetings[0][1]).is_relative_to((root / "environments").resolve()) or Path(
+                greetings[0][1]
+            ).is_relative_to(root / "environments")
+            assert sum("pip install" in line for line in lines) == 1
+
+    run(scenario())
+
+
+def test_packages_that_cannot_be_installed_fail_the_instance_with_the_installers_words(
+    plane, in_process, tmp_path
+):
+    image = plane.snapshot(
+        tmp_path / "packaged", {"requirements.txt": "-e no-such-folder\n", "app.py": programs.SERVER}
+    )
+    plane.topology("d_1", image, PYTHON, install=PIP)
 
     async def scenario():
         async with in_process():
@@ -331,9 +370,14 @@ def test_wrong_token_and_silence_are_told_apart_from_refusals(plane):
         control._client.headers["Authorization"] = "Bearer test-agent-token"
         with pytest.raises(Refused, match="404"):
             await control.snapshot("0" * 64, Path("/nonexistent/x"))
+        await control.close()
         plane.close()
+        control = control_for(plane)
         with pytest.raises(Unreachable):
             await control.report("d_1", [])
+        with pytest.raises(Unreachable):
+            async with control.watch(0):
+                pass
         await control.close()
 
     run(scenario())

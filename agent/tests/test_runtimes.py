@@ -1,0 +1,215 @@
+"""The conformance test of runtimes: what `agent.runtimes.base.Runtime` promises, each keeps.
+
+A further runtime is added to `KINDS`.
+"""
+
+import asyncio
+import time
+
+import pytest
+
+from agent import health
+from agent.runtimes.base import Order, StartFailed
+from agent.runtimes.process import LOG_BYTES, ProcessRuntime
+from agent.tests import programs
+from agent.tests.conftest import control_for
+from agent.tests.control import LIMITS
+from agent.wire import Plan, Settings
+
+KINDS = ["process"]
+
+
+class Ground:
+    """Makes runtimes that all work on the same folder, as one agent after the other does."""
+
+    def __init__(self, build, plane):
+        self._build = build
+        self._plane = plane
+        self._controls = []
+
+    def __call__(self):
+        self._controls.append(control_for(self._plane))
+        return self._build(self._controls[-1])
+
+    def run(self, scenario):
+        """Run a scenario, and close what it opened."""
+
+        async def scene():
+            try:
+                await scenario()
+            finally:
+                for control in self._controls:
+                    await control.close()
+
+        asyncio.run(scene())
+
+
+@pytest.fixture(params=KINDS)
+def make(request, plane, root, environments):
+    """Return a function that makes a runtime of each kind over the same ground."""
+    (root / "environments").symlink_to(environments)
+    assert request.param == "process"
+    return Ground(lambda control: ProcessRuntime(root, control, LIMITS), plane)
+
+
+@pytest.fixture
+def order(plane, tmp_path):
+    def build(program: str = programs.SERVER, name: str = "i_1", **changes) -> Order:
+        image = plane.snapshot(tmp_path / name, {"app.py": program})
+        values = {
+            "name": name,
+            "deployment_id": "d_1",
+            "environment_id": "env_1",
+            "region": "test",
+            "image": image,
+            "plan": Plan(command=["python", "app.py"]),
+            "settings": Settings(),
+            **changes,
+        }
+        return Order(**values)
+
+    return build
+
+
+async def until(condition, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while not (found := await condition()):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+    return found
+
+
+async def listening(runtime, name):
+    async def ready():
+        seen = await runtime.observe(name)
+        return seen if not await health.is_ready(seen.address, Settings()) else None
+
+    return await until(ready)
+
+
+def test_instance_starts_is_observed_and_stops(make, order):
+    async def scenario():
+        runtime = make()
+        started = await runtime.start(order(variables={"GREETING": "hello"}))
+        assert (started.name, started.deployment_id, started.alive) == ("i_1", "d_1", True)
+        await listening(runtime, "i_1")
+        await runtime.note("i_1", "a note")
+        lines = [(line.stream, line.text) for line in await runtime.logs("i_1", 2)]
+        assert sorted(lines) == [("agent", "a note"), ("output", "serving")]
+        await runtime.stop("i_1", "SIGTERM", 5.0)
+        seen = await runtime.observe("i_1")
+        assert not seen.alive
+        assert await health.accepts(seen.address) == "it does not listen on its PORT"
+        assert "stopped by SIGTERM" in [line.text for line in await runtime.logs("i_1", 10)]
+        await runtime.stop("i_1", "SIGTERM", 5.0)
+        await runtime.remove("i_1")
+        await runtime.remove("i_1")
+        assert await runtime.logs("i_1", 10) == []
+        with pytest.raises(KeyError):
+            await runtime.observe("i_1")
+
+    make.run(scenario)
+
+
+def test_instances_do_not_meet(make, order):
+    async def scenario():
+        runtime = make()
+        first, second = await runtime.start(order()), await runtime.start(order(name="i_2"))
+        assert first.address != second.address
+        await listening(runtime, "i_1")
+        await listening(runtime, "i_2")
+        await runtime.stop("i_1", "SIGTERM", 5.0)
+        assert (await runtime.observe("i_2")).alive
+        await runtime.stop("i_2", "SIGTERM", 5.0)
+
+    make.run(scenario)
+
+
+def test_how_an_instance_ended_is_told_and_it_can_start_again(make, order):
+    async def scenario():
+        runtime = make()
+        await runtime.start(order(programs.CRASHES))
+
+        async def ended():
+            seen = await runtime.observe("i_1")
+            return seen if not seen.alive else None
+
+        assert (await until(ended)).ended == "it ended with status 3"
+        assert [line.text for line in await runtime.logs("i_1", 1)] == ["cannot go on: no configuration"]
+        await runtime.start(order(name="i_1"))
+        await listening(runtime, "i_1")
+        await runtime.stop("i_1", "SIGKILL", 0.0)
+
+    make.run(scenario)
+
+
+def test_another_runtime_over_the_same_ground_finds_the_instances_again(make, order):
+    async def scenario():
+        runtime = make()
+        await runtime.start(order())
+        alive = await listening(runtime, "i_1")
+        await runtime.start(order(programs.SILENT, name="i_2"))
+        await runtime.stop("i_2", "SIGKILL", 0.0)
+        found = {each.name: each for each in await make().recover()}
+        assert found["i_1"] == alive
+        assert (found["i_2"].alive, found["i_2"].deployment_id) == (False, "d_1")
+        await runtime.stop("i_1", "SIGTERM", 5.0)
+
+    make.run(scenario)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"image": "nginx:latest"},
+        {"image": "snapshot@sha256:" + "0" * 64},
+        {"plan": Plan(command=["./no/such/program"])},
+        {"variables": {"not a name": "x"}},
+        {"variables": {"NAME": "nul\0"}},
+    ],
+)
+def test_what_cannot_be_started_is_said_and_leaves_nothing_running(make, order, changes):
+    async def scenario():
+        runtime = make()
+        with pytest.raises(StartFailed) as seen:
+            await runtime.start(order(**changes))
+        assert str(seen.value)
+        assert not seen.value.again
+        assert not (await runtime.observe("i_1")).alive
+
+    make.run(scenario)
+
+
+def test_log_is_bounded_and_keeps_its_end(make, order, root):
+    async def scenario():
+        runtime = make()
+        await runtime.start(order(programs.SILENT))
+        line = b"x" * 99 + b"\n"
+        for _ in range(4):
+            with (root / "instances/i_1/log").open("ab") as log:
+                log.write(line * (LOG_BYTES // 300))
+            await runtime.observe("i_1")
+        with (root / "instances/i_1/log").open("ab") as log:
+            log.write(b"the end\n")
+        files = [path for path in (root / "instances/i_1").glob("log*") if path.is_file()]
+        assert sum(path.stat().st_size for path in files) <= LOG_BYTES
+        assert [line.text for line in await runtime.logs("i_1", 1)] == ["the end"]
+        assert len(await runtime.logs("i_1", 5000)) == 5000
+        await runtime.stop("i_1", "SIGKILL", 0.0)
+
+    make.run(scenario)
+
+
+def test_what_no_deployment_uses_is_dropped(make, order, root):
+    async def scenario():
+        runtime = make()
+        await runtime.start(order(programs.SILENT))
+        used = order(programs.SILENT).image
+        await runtime.tidy({used})
+        assert len(list((root / "snapshots").iterdir())) == 1
+        await runtime.stop("i_1", "SIGKILL", 0.0)
+        await runtime.remove("i_1")
+        await runtime.tidy(set())
+        assert list((root / "snapshots").iterdir()) == []
+
+    make.run(scenario)
