@@ -22,10 +22,10 @@ class Rule:
     """A condition on a principal's permissions; combine with `|` and `&`."""
 
     def __or__(self, other: "Rule") -> "Rule":
-        return Any_((*_parts(self, Any_), *_parts(other, Any_)))
+        return AnyOf((*_parts(self, AnyOf), *_parts(other, AnyOf)))
 
     def __and__(self, other: "Rule") -> "Rule":
-        return All((*_parts(self, All), *_parts(other, All)))
+        return AllOf((*_parts(self, AllOf), *_parts(other, AllOf)))
 
     def lacks(self, principal: Principal, ids: Mapping[str, str]) -> str:
         """Return what is missing, in words, or the empty text if the rule is satisfied."""
@@ -41,7 +41,7 @@ class Rule:
         raise NotImplementedError
 
 
-def _parts(rule: Rule, kind: "type[Any_] | type[All]") -> tuple[Rule, ...]:
+def _parts(rule: Rule, kind: "type[AnyOf] | type[AllOf]") -> tuple[Rule, ...]:
     return rule.rules if isinstance(rule, kind) else (rule,)
 
 
@@ -87,7 +87,7 @@ class U(_Leaf):
 
 
 @dataclass(frozen=True, slots=True)
-class Any_(Rule):
+class AnyOf(Rule):
     """Any of several rules suffices."""
 
     rules: tuple[Rule, ...]
@@ -105,11 +105,11 @@ class Any_(Rule):
         return frozenset().union(*(rule.placeholders for rule in self.rules))
 
     def __str__(self) -> str:
-        return " or ".join(f"({rule})" if isinstance(rule, All) else str(rule) for rule in self.rules)
+        return " or ".join(f"({rule})" if isinstance(rule, AllOf) else str(rule) for rule in self.rules)
 
 
 @dataclass(frozen=True, slots=True)
-class All(Rule):
+class AllOf(Rule):
     """All of several rules are needed."""
 
     rules: tuple[Rule, ...]
@@ -125,7 +125,7 @@ class All(Rule):
         return frozenset().union(*(rule.placeholders for rule in self.rules))
 
     def __str__(self) -> str:
-        return " and ".join(f"({rule})" if isinstance(rule, Any_) else str(rule) for rule in self.rules)
+        return " and ".join(f"({rule})" if isinstance(rule, AnyOf) else str(rule) for rule in self.rules)
 
 
 def _alternatives(wanted: list[str]) -> str:

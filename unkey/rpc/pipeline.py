@@ -37,6 +37,8 @@ log = structlog.get_logger("unkey.rpc")
 BODY_LIMIT = 10 * 1024 * 1024
 _CHUNK = 256 * 1024
 _LOGGED_BODY = 16 * 1024
+_ATTEMPTS = 3
+_DEADLOCK = 1213  # of MySQL and MariaDB; the transaction was rolled back as a whole
 _BEARER = re.compile(r"Bearer +(\S+)\Z", re.IGNORECASE)
 _JSON_TYPE = re.compile(r"application/(json|[\w.+-]+\+json)\Z")
 _NOBODY = Principal("", "rootkey", "", "", frozenset())
@@ -110,7 +112,7 @@ class Rpc:
                 if isinstance(route.request, Archive):
                     upload = call.upload = _receive(request, route.request.limit())
                 _note(call, request)
-                answer = route.handler(call)
+                answer = _handled(route, call)
             if not (route.public or call.authorized):
                 raise RuntimeError(f"{route.name} answered without checking its permission")
             return _envelope(route, request_id, answer, headers)
@@ -127,6 +129,18 @@ class Rpc:
         if principal.requests_per_minute is not None:
             headers.update(self.limit.check(principal.workspace_id, principal.requests_per_minute))
         return principal
+
+
+def _handled(route: Route, call: Call) -> Any:
+    """Run the handler; again if the database chose its transaction to break a deadlock by."""
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return route.handler(call)
+        except OperationalError as error:
+            if not error.args or error.args[0] != _DEADLOCK:
+                raise
+            log.warning("rpc.deadlock", operation=route.name, request_id=call.request_id)
+    return route.handler(call)
 
 
 def _find(request: HttpRequest) -> Route:

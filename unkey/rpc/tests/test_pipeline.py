@@ -177,6 +177,22 @@ def test_a_database_that_is_away_is_a_500_of_its_own(tenant: Tenant, monkeypatch
     assert "gone away" not in error["detail"]
 
 
+@pytest.mark.parametrize(("deadlocks", "status"), [(1, 200), (2, 200), (3, 500)])
+def test_a_transaction_that_lost_a_deadlock_is_tried_again(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch, deadlocks: int, status: int
+) -> None:
+    create_api, lost = services.create_api, []
+
+    def unlucky(*args: Any, **kwargs: Any) -> Any:
+        if len(lost) < deadlocks:
+            lost.append(1)
+            raise OperationalError(1213, "Deadlock found when trying to get lock")
+        return create_api(*args, **kwargs)
+
+    monkeypatch.setattr(services, "create_api", unlucky)
+    assert tenant.send("apis.createApi", {"name": "abc"}).status == status
+
+
 def test_the_workspace_limit_counts_down_and_then_refuses(tenant: Tenant) -> None:
     Limits.objects.filter(workspace=tenant.workspace).update(api_requests_per_minute=2)
     left = []
