@@ -39,7 +39,7 @@ def forward(
     request_lines: bytes = b"",
     response_lines: bytes = b"",
     refuse: Refuse = refuse_by_page,
-) -> "Exchange":
+) -> None:
     """Send a request to the first address that a connection can be had to, and pass the response back.
 
     Args:
@@ -54,7 +54,6 @@ def forward(
     if not onward:
         onward = head.onward = request_head(request)
     exchange.start(b"%b%b\r\n" % (onward, request_lines))
-    return exchange
 
 
 def request_head(request: Request) -> bytes:
