@@ -26,6 +26,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -34,7 +35,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from agent import files
+from agent import files, static
 from agent.control_plane import ControlPlane, Refused, Unreachable
 from agent.runtimes import processes
 from agent.runtimes.base import Observed, Order, StartFailed
@@ -277,6 +278,9 @@ class ProcessRuntime:
         variables = self._variables(order, environment, instance)
         plan = order.plan.command
         command = ["/bin/sh", "-c", plan] if isinstance(plan, str) else _with_port(plan, record.port)
+        if order.plan.kind == "static":
+            # The platform's server by the platform's Python: the instance's own does not see the package.
+            command = [sys.executable, "-I", static.__file__, *command[-1:]]
         program = shutil.which(command[0], path=variables["PATH"]) if "/" not in command[0] else command[0]
         if program is None:
             raise StartFailed(f"The command {command[0]!r} is not installed here.")

@@ -381,3 +381,17 @@ def test_wrong_token_and_silence_are_told_apart_from_refusals(plane):
         await control.close()
 
     run(scenario())
+
+
+def test_folder_of_files_is_served_by_the_platforms_own_server(plane, in_process, tmp_path):
+    image = plane.snapshot(tmp_path / "site", {"public/index.html": "<h1>hello</h1>"})
+    command = ["python", "-m", "agent.static", "public"]
+    plane.topology("d_1", image, command, plan={"kind": "static", "command": command})
+
+    async def scenario():
+        async with in_process():
+            (instance,) = await asyncio.to_thread(plane.running, "d_1")
+            answer = httpx.get(f"http://{instance['address']}/", trust_env=False)
+            assert (answer.status_code, answer.text) == (200, "<h1>hello</h1>")
+
+    run(scenario())
