@@ -90,6 +90,7 @@ class Dispatcher:
         self._again: set[str] = set()
         self._wanted = threading.Event()
         self._soonest: datetime | None = None
+        self._behind = False
         self._stopping = threading.Event()
         self._sweeper: threading.Thread | None = None
 
@@ -125,6 +126,7 @@ class Dispatcher:
             return False
         with self._guard:
             if len(self._driving) >= self._threads and key not in self._driving:
+                self._behind = True
                 return False
         self._submit(key)
         return True
@@ -155,6 +157,8 @@ class Dispatcher:
                 with self._guard:
                     if key not in self._again or self._stopping.is_set():
                         del self._driving[key]
+                        if self._behind:
+                            self._wanted.set()
                         return moved
                     self._again.discard(key)
         except BaseException:
@@ -179,8 +183,9 @@ class Dispatcher:
     def _sweep_once(self) -> float:
         with self._guard:
             free = self._threads - len(self._driving)
+            self._behind = free <= 0
         if free > 0:
-            for key in due_keys(self.queues, limit=free + len(self._driving)):
+            for key in due_keys(self.queues, limit=self._threads):
                 self._submit_new(key)
         soonest = next_due(self.queues)
         with self._guard:
@@ -191,6 +196,8 @@ class Dispatcher:
 
     def _submit_new(self, key: str) -> None:
         with self._guard:
-            if key in self._driving:
+            if len(self._driving) >= self._threads:
+                self._behind = True
+            if key in self._driving or self._behind:
                 return
         self._submit(key)

@@ -3,6 +3,7 @@
 A wake-up that is lost costs at most the sweeper's interval, so nothing here may fail its caller.
 """
 
+import time
 from datetime import datetime
 from functools import partial
 from typing import Protocol
@@ -13,6 +14,7 @@ from django.db import transaction
 log = structlog.get_logger("workflows")
 
 TASK = "workflows.drive"
+QUIET_SECONDS = 10.0
 
 
 class Local(Protocol):
@@ -26,6 +28,7 @@ class Local(Protocol):
 
 
 _local: Local | None = None
+_quiet_until = 0.0
 
 
 def attach(local: Local | None) -> None:
@@ -49,12 +52,19 @@ def remember(due: datetime) -> None:
 
 
 def send(key: str, queue: str) -> None:
-    """Wake a key now. Never raises: a broker that is down is logged, and the sweeper makes up for it."""
+    """Wake a key now. Never raises: a broker that is down is logged, and the sweeper makes up for it.
+
+    After a failure the broker is left alone for a while, so that its time-out is not paid by every caller.
+    """
+    global _quiet_until
     if _local is not None and _local.accept(key, queue):
+        return
+    if time.monotonic() < _quiet_until:
         return
     from unkey.celery import app
 
     try:
         app.send_task(TASK, args=[key], queue=queue, ignore_result=True, retry=False)
     except Exception as error:
+        _quiet_until = time.monotonic() + QUIET_SECONDS
         log.warning("wake-up not sent; the sweeper will find the run", key=key, queue=queue, error=str(error))
