@@ -75,6 +75,8 @@ class Store:
 
     Attributes:
         ready: a snapshot was loaded from disk, or the database was read once.
+        connected: the database answered when it was last asked.
+        epoch: changes whenever anything about keys, their holders or workspaces does.
         counters: events since start by name, for metrics.
     """
 
@@ -93,6 +95,7 @@ class Store:
         self.role: str = role or env.EDGE_ROLE
         self.ready = False
         self.connected = False
+        self.epoch = 0
         self.counters: Counter[str] = Counter()
         self._folder: Path = folder or env.UNKEY_VAR / "edge" / self.edge_id
         self._poll_seconds: float = (env.EDGE_POLL_MS if poll_ms is None else poll_ms) / 1000
@@ -345,6 +348,8 @@ class Store:
             self._open(record) if isinstance(record, SealedCertificate) else record for record in records
         ]
         changed = self._state.apply([record for record in opened if record is not None])
+        if stream.startswith(("keys", "snapshot")):
+            self.epoch += 1
         wallet = self.wallet
         for record in changed:
             if isinstance(record, KeyRecord):

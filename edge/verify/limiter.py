@@ -73,8 +73,12 @@ class Limiter:
         duration = limit.counter[3]
         if limit.cost < 0 or limit.limit < 0 or duration < MIN_DURATION_MS:
             raise ValueError(f"cost {limit.cost}, limit {limit.limit}, duration {duration} ms")
-        window = self._window(limit.counter, now_ms)
-        effective = _effective(window, duration, now_ms) + limit.cost
+        window = self._windows.get(limit.counter)
+        if window is None or window.sequence != now_ms // duration:
+            window = self._window(limit.counter, now_ms)
+        effective = window.current + limit.cost
+        if window.previous:
+            effective += _carried(window, duration, now_ms)
         reset = (window.sequence + 1) * duration
         if effective > limit.limit:
             return Outcome(False, limit.limit, 0, reset)
@@ -97,7 +101,7 @@ class Limiter:
         for window, limit in zip(windows, limits, strict=True):
             window.current += limit.cost
         counted = [
-            _effective(window, limit.counter[3], now_ms)
+            window.current + _carried(window, limit.counter[3], now_ms)
             for window, limit in zip(windows, limits, strict=True)
         ]
         passed = all(count <= limit.limit for count, limit in zip(counted, limits, strict=True))
@@ -136,7 +140,7 @@ class Limiter:
         return window
 
 
-def _effective(window: _Window, duration: int, now_ms: int) -> int:
+def _carried(window: _Window, duration: int, now_ms: int) -> int:
     # A clock that was set back must not weigh the previous window by more than all of it.
     elapsed = max(0, now_ms - window.sequence * duration)
-    return window.current + window.previous * (duration - elapsed) // duration
+    return window.previous * (duration - elapsed) // duration

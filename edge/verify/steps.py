@@ -238,33 +238,70 @@ class Verdict(Struct):
         return self.code == VALID
 
 
+class Prepared:
+    """A request against a subject, with all decided that depends on neither time nor counters.
+
+    Attributes:
+        refused: code and detail of a refusal by the IP list or the permissions.
+        asked: the rate limits to ask.
+        absent: why a limit that was asked for by name cannot be.
+    """
+
+    __slots__ = ("absent", "asked", "limits", "refused", "subject")
+
+    def __init__(self, subject: Subject, request: Request) -> None:
+        self.subject = subject
+        self.refused: tuple[str, str] | None = None
+        self.asked = subject.automatic
+        self.absent = ""
+        if request.check_ip and not subject.admits(request.remote_ip):
+            self.refused = (FORBIDDEN, "The address is not on the API's list.")
+        elif request.query is not None and (missing := request.query.lacks(subject.permissions)):
+            self.refused = (INSUFFICIENT_PERMISSIONS, missing)
+        elif request.demands:
+            self.asked, self.absent = _asked(subject, request.demands)
+        self.limits = [applied.limit for applied in self.asked]
+
+    def verify(self, limiter: Limiter, now_ms: int) -> Verdict:
+        """Run every step but the credits; each is skipped once one has refused.
+
+        Raises:
+            PreconditionFailed: the request names a limit that neither the key nor its identity has.
+        """
+        subject = self.subject
+        code = subject.status(now_ms)
+        if code is not VALID:
+            return Verdict(subject, code, "", (), subject.key.remaining)
+        if self.refused is not None:
+            return Verdict(subject, *self.refused, (), subject.key.remaining)
+        if self.absent:
+            raise PreconditionFailed(self.absent)
+        asked = self.asked
+        if not asked:
+            return Verdict(subject, VALID, "", (), subject.key.remaining)
+        if len(asked) == 1:
+            outcome = limiter.check(self.limits[0], now_ms)
+            one = Counted(asked[0], not outcome.passed, outcome.remaining, outcome.reset)
+            code = VALID if outcome.passed else RATE_LIMITED
+            return Verdict(subject, code, "", (one,), subject.key.remaining)
+        passed, outcomes = limiter.check_all(self.limits, now_ms)
+        counted = tuple(
+            Counted(applied, not outcome.passed, outcome.remaining, outcome.reset)
+            for applied, outcome in zip(asked, outcomes, strict=True)
+        )
+        return Verdict(subject, VALID if passed else RATE_LIMITED, "", counted, subject.key.remaining)
+
+
 def verify(subject: Subject, request: Request, limiter: Limiter, now_ms: int) -> Verdict:
-    """Run every step but the credits; each is skipped once one has refused.
+    """Run every step but the credits; see `Prepared`.
 
     Raises:
         PreconditionFailed: the request names a limit that neither the key nor its identity has.
     """
-    code = subject.status(now_ms)
-    if code is not VALID:
-        return Verdict(subject, code, credits=subject.key.remaining)
-    if request.check_ip and not subject.admits(request.remote_ip):
-        return Verdict(
-            subject, FORBIDDEN, "The address is not on the API's list.", credits=subject.key.remaining
-        )
-    if request.query is not None and (missing := request.query.lacks(subject.permissions)):
-        return Verdict(subject, INSUFFICIENT_PERMISSIONS, missing, credits=subject.key.remaining)
-    asked = _asked(subject, request.demands) if request.demands else subject.automatic
-    if not asked:
-        return Verdict(subject, VALID, credits=subject.key.remaining)
-    passed, outcomes = limiter.check_all([applied.limit for applied in asked], now_ms)
-    counted = tuple(
-        Counted(applied, not outcome.passed, outcome.remaining, outcome.reset)
-        for applied, outcome in zip(asked, outcomes, strict=True)
-    )
-    return Verdict(subject, VALID if passed else RATE_LIMITED, counted=counted, credits=subject.key.remaining)
+    return Prepared(subject, request).verify(limiter, now_ms)
 
 
-def _asked(subject: Subject, demands: tuple[Demand, ...]) -> tuple[Applied, ...]:
+def _asked(subject: Subject, demands: tuple[Demand, ...]) -> tuple[tuple[Applied, ...], str]:
     asked = {applied.name: applied for applied in subject.automatic}
     for demand in demands:
         if demand.limit is not None and demand.duration is not None:
@@ -274,12 +311,12 @@ def _asked(subject: Subject, demands: tuple[Demand, ...]) -> tuple[Applied, ...]
         configured = subject.limits.get(demand.name)
         if configured is None:
             holder = f" nor identity '{subject.identity.id}'" if subject.identity else ""
-            raise PreconditionFailed(
+            return (), (
                 f"The rate limit '{demand.name}' was asked for but does not exist on "
                 f"{'neither ' if holder else ''}key '{subject.key.id}'{holder}."
             )
         asked[demand.name] = configured.costing(demand.cost)
-    return tuple(asked.values())
+    return tuple(asked.values()), ""
 
 
 def credit_cost(verdict: Verdict, credits: int | None) -> int | None:
@@ -300,18 +337,13 @@ BARE_NOT_FOUND = b'{"valid":false,"code":"NOT_FOUND"}'
 
 def render(verdict: Verdict) -> bytes:
     """Return `data` of the answer of `keys.verifyKey` as JSON."""
-    parts = [
-        _TRUE if verdict.code is VALID else b'{"valid":false,"code":"%b",' % verdict.code.encode(),
-        verdict.subject.head,
+    head = _TRUE if verdict.code is VALID else b'{"valid":false,"code":"%b",' % verdict.code.encode()
+    credits = b"" if verdict.credits is None else b',"credits":%d' % verdict.credits
+    if not verdict.counted:
+        return b"%b%b%b}" % (head, verdict.subject.head, credits)
+    rows = [
+        b'%b,"exceeded":%b,"remaining":%d,"reset":%d}'
+        % (one.applied.head, b"true" if one.exceeded else b"false", one.remaining, one.reset)
+        for one in verdict.counted
     ]
-    if verdict.credits is not None:
-        parts.append(b',"credits":%d' % verdict.credits)
-    if verdict.counted:
-        rows = [
-            b'%b,"exceeded":%b,"remaining":%d,"reset":%d}'
-            % (one.applied.head, b"true" if one.exceeded else b"false", one.remaining, one.reset)
-            for one in verdict.counted
-        ]
-        parts.append(b',"ratelimits":[%b]' % b",".join(rows))
-    parts.append(b"}")
-    return b"".join(parts)
+    return b'%b%b%b,"ratelimits":[%b]}' % (head, verdict.subject.head, credits, b",".join(rows))

@@ -11,6 +11,7 @@ if isawaitable(verdict):              # credits must be leased first
 import hashlib
 from binascii import b2a_base64
 from collections.abc import Awaitable, Mapping
+from math import inf
 from random import Random
 
 import msgspec
@@ -26,6 +27,7 @@ from edge.verify.steps import (
     BARE_NOT_FOUND,
     USAGE_EXCEEDED,
     Demand,
+    Prepared,
     Request,
     Subject,
     Verdict,
@@ -78,6 +80,18 @@ class Caller:
         )
 
 
+class _Plan:
+    """A request that was read: good while the store's epoch is the same and the root key has not expired."""
+
+    __slots__ = ("credits", "epoch", "expires_at", "prepared")
+
+    def __init__(self, prepared: Prepared | None, credits: int | None, caller: Caller, epoch: int) -> None:
+        self.prepared = prepared
+        self.credits = credits
+        self.expires_at = inf if caller.record.expires_at is None else caller.record.expires_at
+        self.epoch = epoch
+
+
 class Verifier:
     """Verifies keys against a store; one per edge process.
 
@@ -92,6 +106,7 @@ class Verifier:
         self.limiter = Limiter() if limiter is None else limiter
         self._subjects: Lru[str, Subject] = Lru(subjects)
         self._callers: Lru[str, Caller] = Lru(10_000)
+        self._plans: Lru[bytes, _Plan] = Lru(subjects)
         store.on_tick(lambda: self.limiter.sweep(clock.now_ms()))
 
     # Keys
@@ -165,7 +180,10 @@ class Verifier:
         """
         request = Request(query, demands, remote_ip, check_ip)
         verdict = verify(subject, request, self.limiter, clock.now_ms())
-        key = subject.key
+        return self._charged(verdict, credits)
+
+    def _charged(self, verdict: Verdict, credits: int | None) -> Verdict | Awaitable[Verdict]:
+        key = verdict.subject.key
         if key.remaining is None:
             return verdict
         cost = credit_cost(verdict, credits)
@@ -209,86 +227,86 @@ class Verifier:
         """
         try:
             authorization = headers.get("authorization", "")
-            asked = read(body) if authorization else read(body, (_NO_HEADER,))
-            scheme, _, token = authorization.partition(" ")
-            token = token.strip(" ")
-            if not token or " " in token or scheme.lower() != "bearer":
-                raise errors.AuthenticationMalformed(
-                    "The Authorization header must read 'Bearer <root key>'."
-                )
-            digest = digest_of(token)
-            root_key = self.store.root_key(digest)
-            if isinstance(root_key, RootKey):
-                caller = self._caller(root_key)
-            elif root_key is Absence.UNKNOWN:
-                raise _unknown_root_key()
-            else:
-                return self._answer_slowly(headers, asked, remote_ip, digest)
-            subject = self.find(asked.key)
-            if subject is None:
+            # Texts of keys are not kept: a request that comes again is known by its digest.
+            mark = hashlib.sha256(b"%b\0%b\0%b" % (authorization.encode(), remote_ip.encode(), body)).digest()
+            plan = self._plans.peek(mark)
+            now = clock.now_ms()
+            if plan is None or plan.epoch != self.store.epoch or now > plan.expires_at:
+                found = self._plan(authorization, body, remote_ip, mark)
+                if not isinstance(found, _Plan):
+                    return self._later(headers, found)
+                plan = found
+            if plan.prepared is None:
                 return self._success(BARE_NOT_FOUND)
-            if not isinstance(subject, Subject):
-                return self._answer_slowly(headers, asked, remote_ip, digest, subject)
-            verdict = self._verdict(caller, subject, asked, remote_ip)
-            if verdict is None:
-                return self._success(BARE_NOT_FOUND)
+            verdict = self._charged(plan.prepared.verify(self.limiter, now), plan.credits)
             if isinstance(verdict, Verdict):
                 return self._success(render(verdict))
-            return self._answer_later(headers, verdict)
+            return self._later(headers, verdict)
         except Fault as fault:
             return self._failure(headers, fault)
 
-    async def _answer_slowly(
-        self,
-        headers: Mapping[str, str],
-        asked: VerifyBody,
-        remote_ip: str,
-        digest: str,
-        finding: Awaitable[Subject | None] | None = None,
-    ) -> Answer:
-        """Answer with a root key or a key that has to be read from the database."""
+    def _plan(
+        self, authorization: str, body: bytes, remote_ip: str, mark: bytes
+    ) -> "_Plan | Awaitable[Verdict | None]":
+        """Read a request and decide what depends on neither time nor counters; keep that if it may recur."""
+        asked = read(body) if authorization else read(body, (_NO_HEADER,))
+        scheme, _, text = authorization.partition(" ")
+        text = text.strip(" ")
+        if not text or " " in text or scheme.lower() != "bearer":
+            raise errors.AuthenticationMalformed("The Authorization header must read 'Bearer <root key>'.")
+        digest = digest_of(text)
+        root_key = self.store.root_key(digest)
+        if root_key is Absence.UNKNOWN:
+            raise _unknown_root_key()
+        if not isinstance(root_key, RootKey):
+            return self._verify_slowly(asked, remote_ip, digest, None)
+        caller = self._caller(root_key)
+        subject = self.find(asked.key)
+        if not isinstance(subject, Subject | None):
+            return self._verify_slowly(asked, remote_ip, digest, subject)
+        plan = _Plan(self._prepared(caller, subject, asked, remote_ip), asked.cost, caller, self.store.epoch)
+        if plan.prepared is not None:
+            self._plans.put(mark, plan)
+        return plan
+
+    async def _verify_slowly(
+        self, asked: VerifyBody, remote_ip: str, digest: str, finding: Awaitable[Subject | None] | None
+    ) -> Verdict | None:
+        """Verify with a root key or a key that has to be read from the database; None: not found."""
+        subject = self.find(asked.key) if finding is None else finding
+        if not isinstance(subject, Subject | None):
+            subject = await subject
+        found = self.store.root_key(digest)
+        root_key = found if isinstance(found, RootKey) else await self.store.fetch_root_key(digest)
+        if root_key is None:
+            raise _unknown_root_key()
+        prepared = self._prepared(self._caller(root_key), subject, asked, remote_ip)
+        if prepared is None:
+            return None
+        verdict = self._charged(prepared.verify(self.limiter, clock.now_ms()), asked.cost)
+        return verdict if isinstance(verdict, Verdict) else await verdict
+
+    async def _later(self, headers: Mapping[str, str], verifying: Awaitable[Verdict | None]) -> Answer:
         try:
-            found = self.store.root_key(digest)
-            subject = self.find(asked.key) if finding is None else finding
-            if not isinstance(subject, Subject | None):
-                subject = await subject
-            root_key = found if isinstance(found, RootKey) else await self.store.fetch_root_key(digest)
-            if root_key is None:
-                raise _unknown_root_key()
-            caller = self._caller(root_key)
-            if subject is None:
-                return self._success(BARE_NOT_FOUND)
-            verdict = self._verdict(caller, subject, asked, remote_ip)
-            if verdict is None:
-                return self._success(BARE_NOT_FOUND)
-            return self._success(render(verdict if isinstance(verdict, Verdict) else await verdict))
+            verdict = await verifying
         except Fault as fault:
             return self._failure(headers, fault)
+        return self._success(BARE_NOT_FOUND if verdict is None else render(verdict))
 
-    async def _answer_later(self, headers: Mapping[str, str], verdict: Awaitable[Verdict]) -> Answer:
-        try:
-            return self._success(render(await verdict))
-        except Fault as fault:
-            return self._failure(headers, fault)
-
-    def _verdict(
-        self, caller: Caller, subject: Subject, asked: VerifyBody, remote_ip: str
-    ) -> Verdict | Awaitable[Verdict] | None:
-        """Return the verdict, None where the caller must not learn that the key exists."""
+    def _prepared(
+        self, caller: Caller, subject: Subject | None, asked: VerifyBody, remote_ip: str
+    ) -> Prepared | None:
+        """Return the request against its key, None where the caller must not learn that there is one."""
+        if subject is None:
+            return None
         key = subject.key
         if key.workspace_id != caller.record.workspace_id or subject.api.deleted or key.deleted:
             return None
         if not caller.may_verify(key):
             return None
         text = asked.permissions
-        return self.verify(
-            subject,
-            query=permissions.parse(text) if isinstance(text, str) else None,
-            demands=asked.demands if asked.ratelimits else (),
-            credits=asked.cost,
-            remote_ip=remote_ip,
-            check_ip=True,
-        )
+        query = permissions.parse(text) if isinstance(text, str) else None
+        return Prepared(subject, Request(query, asked.demands, remote_ip, True))
 
     def _caller(self, record: RootKey) -> Caller:
         workspace = self.store.workspace(record.workspace_id)
