@@ -304,6 +304,10 @@ def _takes_problems(request: HttpRequest) -> bool:
 
 
 def _respond(content: Any, status: int, content_type: str, headers: Mapping[str, str]) -> HttpResponse:
+    encoded = msgspec.json.encode(content)
     return HttpResponse(
-        msgspec.json.encode(content), status=status, content_type=content_type, headers=dict(headers)
+        encoded,
+        status=status,
+        content_type=content_type,
+        headers={**headers, "Content-Length": str(len(encoded))},
     )

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +16,11 @@ from apps.keys import queries, services
 from apps.quota.models import Limits
 from unkey import clock
 from unkey.rpc import pipeline
+from unkey.rpc.authorization import T
+from unkey.rpc.call import Call
 from unkey.rpc.client_address import client_address
-from unkey.rpc.routes import route, routes
+from unkey.rpc.routes import Archive, Route, route, routes
+from unkey.rpc.schema import integer, obj
 from unkey.rpc.testing import Tenant
 from unkey.tenancy import unscoped
 
@@ -181,7 +185,8 @@ def test_a_database_that_is_away_is_a_500_of_its_own(tenant: Tenant, monkeypatch
 def test_a_transaction_that_lost_a_deadlock_is_tried_again(
     tenant: Tenant, monkeypatch: pytest.MonkeyPatch, deadlocks: int, status: int
 ) -> None:
-    create_api, lost = services.create_api, []
+    create_api = services.create_api
+    lost: list[int] = []
 
     def unlucky(*args: Any, **kwargs: Any) -> Any:
         if len(lost) < deadlocks:
@@ -269,3 +274,61 @@ def test_a_handler_that_forgets_its_permission_gets_no_answer_out(
     monkeypatch.setitem(routes(), "apis.getApi", forgetful)
     error = tenant.refused("apis.getApi", {"apiId": "api_12345678"}, 500)
     assert "secret" not in str(error)
+
+
+@pytest.fixture
+def received(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, bytes]]:
+    """Declare an operation that takes an archive of at most 100 bytes; its calls appear in the list."""
+    calls: list[tuple[Path, bytes]] = []
+
+    def handler(call: Call) -> dict[str, int]:
+        assert call.upload is not None
+        calls.append((call.upload, call.upload.read_bytes()))
+        return {"size": len(calls[-1][1])}
+
+    declared = Route(
+        name="test.receive",
+        handler=handler,
+        request=Archive("application/gzip", lambda: 100),
+        response=obj({"size": integer(0)}),
+        permission=T("project.*.create_deployment"),
+        status=201,
+    )
+    monkeypatch.setitem(routes(), "test.receive", declared)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("size", "content_type", "status"),
+    [
+        (100, "application/gzip", 201),
+        (101, "application/gzip", 413),
+        (1, "application/gzip", 201),
+        (5, "text/plain", 400),
+    ],
+)
+def test_an_archive_is_streamed_to_a_file_of_the_calls_own(
+    tenant: Tenant, received: list[tuple[Path, bytes]], size: int, content_type: str, status: int
+) -> None:
+    response = post(
+        "/v2/test.receive",
+        b"z" * size,
+        Authorization=f"Bearer {tenant.root_key}",
+        Content_Type=content_type,
+    )
+    assert response.status_code == status
+    assert [content for _, content in received] == ([b"z" * size] if status == 201 else [])
+    assert not any(path.exists() for path, _ in received)
+
+
+def test_an_archive_is_not_read_for_somebody_who_may_not_send_it(
+    tenant: Tenant, received: list[tuple[Path, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "_receive", lambda *_: pytest.fail("the body was read"))
+    nobody = tenant.holding()
+    for key, status in ((nobody.root_key, 403), ("unkey_nobody", 401)):
+        response = post(
+            "/v2/test.receive", b"z", Authorization=f"Bearer {key}", Content_Type="application/gzip"
+        )
+        assert response.status_code == status
+    assert received == []
