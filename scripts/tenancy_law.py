@@ -33,7 +33,7 @@ def faults(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{node.attr} knows no workspace scope"
             case ast.Call(func=ast.Attribute(attr="raw" | "extra", value=ast.Attribute(attr="objects"))):
                 yield node.lineno, "SQL of one's own is not scoped to a workspace"
-            case ast.ClassDef() if any("Tenant" == getattr(base, "id", "") for base in node.bases):
+            case ast.ClassDef() if any(getattr(base, "id", "") == "Tenant" for base in node.bases):
                 yield from _managers(node)
 
 
