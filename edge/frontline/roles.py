@@ -15,7 +15,6 @@ from edge.http.tls import Certificates
 from edge.http.upstream import Pool
 from edge.store.store import Store
 from edge.telemetry.metrics import Registry, Sample, histogram
-from edge.verify.limiter import Limiter
 from edge.verify.verifier import Verifier
 
 log = structlog.get_logger("edge")
@@ -34,8 +33,7 @@ class Edge:
 
     def __init__(self, env: Any) -> None:
         self.store = Store()
-        self.limiter = Limiter()
-        self.verifier = Verifier(self.store, self.limiter)
+        self.verifier = Verifier(self.store)
         self.limits = Limits.of(env)
         self.pool = Pool(self.limits)
         self.registry = Registry()
@@ -52,7 +50,7 @@ class Edge:
             frontline = self._frontline = Frontline(
                 self.store,
                 self.verifier,
-                self.limiter,
+                self.verifier.limiter,
                 self.pool,
                 edge_id=env.EDGE_ID,
                 region=env.REGION,
