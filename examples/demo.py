@@ -440,6 +440,7 @@ def run(story: Story, system: System) -> dict[str, Any]:
 def main() -> int:
     """Run the demo; returns the exit status."""
     keep = os.environ.get("KEEP", "") not in {"", "0"}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     story = Story()
     system = System(VAR)
     began = time.monotonic()

@@ -262,7 +262,7 @@ def _note(call: Call, request: HttpRequest) -> None:
     noted: dict[str, Any] = {"operation": call.route.name, "request_id": call.request_id}
     if call.route.checker and int(request.META.get("CONTENT_LENGTH") or 0) <= _LOGGED_BODY:
         noted["body"] = call.route.checker.redacted(call.body)
-    log.info("rpc", remote_ip=call.remote_ip, **noted)
+    log.debug("rpc", remote_ip=call.remote_ip, **noted)
 
 
 def _envelope(route: Route, request_id: str, answer: Any, headers: Mapping[str, str]) -> HttpResponse:
