@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from edge.http.proxy import forward
-from edge.http.request import Request
+from edge.http.request import Field, Request
 from edge.http.upstream import Pool
 from unkey.errors import Fault, RequestBodyTooLarge, ServiceUnavailable, UnexpectedError
 
@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 _VERIFY = b"/v2/keys.verifyKey"
 _BODY_BYTES = 10 * 1024 * 1024
 _TOLD = (b"authorization", b"content-type", b"accept")
+_PLAIN = {"content-type": "application/json"}
+_REMEMBERED = 4096
 
 Answer = tuple[int, bytes, dict[str, str]]
 
@@ -54,6 +56,7 @@ class Api:
         self._web = (f"{host}:{url.port or 80}",)
         self._verifier = verifier
         self._pool = pool
+        self._told: dict[int, tuple[list[Field], dict[str, str]]] = {}
         self._answering: set[asyncio.Task[None]] = set()
 
     def handle(self, request: Request) -> None:
@@ -64,11 +67,7 @@ class Api:
             forward(request, self._pool, self._web, refuse=self._refuse)
 
     def _verify(self, request: Request, body: bytes) -> None:
-        headers = {
-            lower.decode(): value.strip(b" \t").decode("latin-1")
-            for lower, _, value in request.fields
-            if lower in _TOLD
-        }
+        headers = self._headers(request.fields)
         answer = self._verifier.handle_verify_key(headers, body, request.peer.decode())
         if isinstance(answer, tuple):
             return self._answer(request, answer)
@@ -83,9 +82,26 @@ class Api:
             log.exception("a verification failed", extra={"request_id": request.id})
             self._refuse(request, UnexpectedError("The verification failed; try again."))
 
+    def _headers(self, fields: list[Field]) -> dict[str, str]:
+        # A head that repeats itself on a connection has one list of fields, which is read once.
+        known = self._told.get(id(fields))
+        if known is not None and known[0] is fields:
+            return known[1]
+        headers = {
+            lower.decode(): value.strip(b" \t").decode("latin-1")
+            for lower, _, value in fields
+            if lower in _TOLD
+        }
+        if len(self._told) >= _REMEMBERED:
+            self._told.clear()
+        self._told[id(fields)] = (fields, headers)
+        return headers
+
     @staticmethod
     def _answer(request: Request, answer: Answer) -> None:
         status, body, headers = answer
+        if headers == _PLAIN:
+            return request.respond(status, b"content-type: application/json\r\n", body)
         lines = b"".join([f"{name}: {value}\r\n".encode("latin-1") for name, value in headers.items()])
         if "content-type" not in headers and "Content-Type" not in headers:
             lines += b"content-type: application/json\r\n"
