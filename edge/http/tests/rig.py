@@ -155,6 +155,14 @@ class Client:
             raise
         self._held = b""
 
+    @classmethod
+    def over(cls, connection: socket.socket) -> "Client":
+        """Speak over a connection that is already open."""
+        client = cls.__new__(cls)
+        client.socket = connection
+        client._held = b""
+        return client
+
     def send(self, data: bytes) -> "Client":
         self.socket.sendall(data)
         return self

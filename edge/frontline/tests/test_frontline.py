@@ -1,0 +1,317 @@
+"""Frontline: routing, what is refused with which code, switches without failures, TLS."""
+
+import datetime
+import json
+import socket
+import ssl
+import threading
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from edge.frontline.api import Api
+from edge.frontline.operations import Operations
+from edge.http.tests.rig import PATIENCE, Client, free_port
+from edge.http.tls import Certificates
+from edge.store.records import Certificate
+from edge.telemetry.metrics import Registry
+
+HOST = "shop.test"
+GET = b"GET / HTTP/1.1\r\nHost: shop.test\r\n\r\n"
+
+
+def says(text):
+    def answer(seen):
+        return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text.encode())
+
+    return answer
+
+
+def refused(client, raw=GET):
+    status, headers, body = client.send(raw).answer()
+    answer = json.loads(body)
+    assert headers["x-unkey-request-id"] == answer["meta"]["requestId"]
+    assert headers["x-unkey-frontline-id"] == "edge-1"
+    return status, answer["error"]["code"].removeprefix("err:frontline:")
+
+
+def test_a_host_is_served_by_its_deployment(rig, records, frontline):
+    origin = rig.origin(says("hello"))
+    records.switch(HOST, "d_1")
+    records.guard("d_1")
+    records.run("d_1", origin)
+    client = rig.client(frontline())
+    for host in (b"shop.test", b"SHOP.test:7080", b"shop.test."):
+        status, headers, body = client.send(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host).answer()
+        assert (status, body) == (200, b"hello")
+        assert headers["x-unkey-region"] == "local"
+        assert origin.seen[-1].get("x-unkey-request-id") == [headers["x-unkey-request-id"]]
+        assert origin.seen[-1].get("x-unkey-frontline-id") == ["edge-1"]
+        assert origin.seen[-1].get("host") == [host.decode()]
+
+
+def test_codes_of_what_cannot_be_served(rig, records, frontline):
+    client = rig.client(frontline())
+    assert refused(client) == (404, "routing:config_not_found")
+    records.switch(HOST, "d_1")
+    assert refused(client) == (503, "capacity:no_running_instances")
+    records.guard("d_1", desired="stopped")
+    assert refused(client) == (503, "capacity:deployment_offline")
+    records.guard("d_1")
+    assert refused(client) == (503, "capacity:no_running_instances")
+    records.run("d_1", "127.0.0.1:1", region="elsewhere")
+    assert refused(client) == (503, "capacity:no_running_instances")
+    records.run("d_1", f"127.0.0.1:{free_port()}")
+    assert refused(client) == (503, "upstream:service_unavailable")
+    records.guard("d_1", {"name": "x", "enabled": True, "jwtauth": {}})
+    assert refused(client) == (422, "config:invalid_configuration")
+    records.guard("d_1", protocol="h2c")
+    assert refused(client) == (422, "config:invalid_configuration")
+    challenge = b"GET /.well-known/acme-challenge/token HTTP/1.1\r\nHost: shop.test\r\n\r\n"
+    assert refused(client, challenge) == (404, "routing:config_not_found")
+    records.run("d_1", rig.origin(says("hello")))
+    records.guard("d_1")
+    assert client.send(GET).answer()[2] == b"hello"
+
+
+def test_a_policy_refuses_before_the_app_is_asked(rig, records, frontline):
+    origin = rig.origin()
+    records.switch(HOST, "d_1")
+    records.guard("d_1", {"name": "keys", "enabled": True, "keyauth": {"keyspaces": ["ks_1"]}})
+    records.run("d_1", origin)
+    client = rig.client(frontline())
+    assert refused(client) == (401, "client:missing_credentials")
+    keyed = b"GET / HTTP/1.1\r\nHost: shop.test\r\nAuthorization: Bearer k\r\n\r\n"
+    assert refused(client, keyed) == (401, "client:invalid_key")
+    assert origin.seen == []
+    assert client.send(b"GET /_unkey/internal/health HTTP/1.1\r\nHost: x\r\n\r\n").answer()[2] == b"OK"
+
+
+def test_requests_are_spread_over_instances_and_move_when_they_do(rig, records, frontline):
+    origins = [rig.origin(says("a")), rig.origin(says("b"))]
+    records.switch(HOST, "d_1")
+    records.guard("d_1")
+    records.run("d_1", f"127.0.0.1:{free_port()}", *origins)
+    client = rig.client(frontline())
+    assert {client.send(GET).answer()[2] for _ in range(60)} == {b"a", b"b"}
+    records.run("d_1", origins[1])
+    assert {client.send(GET).answer()[2] for _ in range(10)} == {b"b"}
+
+
+def test_a_switch_holds_for_the_next_request_of_a_kept_connection_and_fails_none(rig, records, frontline):
+    for version in ("1", "2"):
+        records.guard(f"d_{version}")
+        records.run(f"d_{version}", rig.origin(says(version)))
+    records.switch(HOST, "d_1")
+    server = frontline()
+    stop = threading.Event()
+    seen: list[list[tuple[int, bytes]]] = [[] for _ in range(8)]
+
+    def visit(answers):
+        client = Client(server.port)
+        while not stop.is_set():
+            status, _, body = client.send(GET).answer()
+            answers.append((status, body))
+        client.close()
+
+    visitors = [threading.Thread(target=visit, args=(answers,)) for answers in seen]
+    for visitor in visitors:
+        visitor.start()
+    steady = rig.client(server)
+    for number in range(50):
+        version = str(number % 2 + 1)
+        rig.loop.call(lambda version=version: records.switch(HOST, f"d_{version}"))
+        assert steady.send(GET).answer()[2] == version.encode()
+    stop.set()
+    for visitor in visitors:
+        visitor.join(PATIENCE)
+    assert {status for answers in seen for status, _ in answers} == {200}
+
+
+def test_a_request_in_flight_ends_where_it_began(rig, records, frontline):
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def slow(seen):
+        arrived.set()
+        assert go_on.wait(PATIENCE)
+        return says("1")(seen)
+
+    records.guard("d_1")
+    records.guard("d_2")
+    records.run("d_1", rig.origin(slow))
+    records.run("d_2", rig.origin(says("2")))
+    records.switch(HOST, "d_1")
+    client = rig.client(frontline())
+    client.send(GET)
+    assert arrived.wait(PATIENCE)
+    rig.loop.call(lambda: (records.switch(HOST, "d_2"), records.run("d_1")))
+    go_on.set()
+    assert client.answer()[2] == b"1"
+    assert client.send(GET).answer()[2] == b"2"
+
+
+def test_plain_http_is_redirected_if_asked_for(rig, records, frontline):
+    client = rig.client(frontline(redirect_port=7443))
+    status, headers, _ = client.send(b"GET /a?b HTTP/1.1\r\nHost: Shop.test:7080\r\n\r\n").answer()
+    assert (status, headers["location"]) == (308, "https://shop.test:7443/a?b")
+    assert refused(client, b"GET /.well-known/acme-challenge/x HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 404
+
+
+def issue(name: str, version: int) -> Certificate:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(version)
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=36500))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return Certificate(
+        name, certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode(), version
+    )
+
+
+def handshake(port: int, name: str | None, highest=ssl.TLSVersion.TLSv1_3) -> ssl.SSLSocket:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.maximum_version = highest
+    plain = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+    try:
+        return context.wrap_socket(plain, server_hostname=name)
+    except OSError:
+        plain.close()
+        raise
+
+
+def serial(port: int, name: str | None, highest=ssl.TLSVersion.TLSv1_3) -> int:
+    with handshake(port, name, highest) as connection:
+        der = connection.getpeercert(binary_form=True)
+        assert der is not None
+        return x509.load_der_x509_certificate(der).serial_number
+
+
+def test_certificates_are_chosen_by_name_and_change_without_a_restart(rig, records, frontline):
+    certificates = Certificates(records.certificate, "unkey.test")
+    server = frontline(tls=certificates.listener_context())
+    for number, name in enumerate(["shop.test", "*.apps.test", "unkey.test"], 1):
+        records.certificates[name] = issue(name, number)
+
+    assert serial(server.port, "shop.test") == 1
+    assert serial(server.port, "SHOP.test", ssl.TLSVersion.TLSv1_2) == 1
+    assert serial(server.port, "a.apps.test") == 2
+    assert serial(server.port, None) == 3
+    with pytest.raises(ssl.SSLError):
+        handshake(server.port, "a.b.apps.test")
+    assert certificates.unknown == 1
+
+    records.certificates["shop.test"] = issue("shop.test", 9)
+    assert serial(server.port, "shop.test") == 9
+    records.certificates["shop.test"] = Certificate("shop.test", "broken", "broken", 10)
+    assert serial(server.port, "shop.test") == 9
+    assert certificates.broken == 1
+
+
+def test_requests_pass_over_tls(rig, records, frontline):
+    origin = rig.origin(says("x" * 300_000))
+    records.switch(HOST, "d_1")
+    records.guard("d_1")
+    records.run("d_1", origin)
+    records.certificates[HOST] = issue(HOST, 1)
+    server = frontline(tls=Certificates(records.certificate, HOST).listener_context(), redirect_port=443)
+    client = Client.over(handshake(server.port, HOST))
+    for _ in range(2):
+        assert len(client.send(GET).answer()[2]) == 300_000
+    client.close()
+    assert origin.seen[0].get("x-forwarded-proto") == ["https"]
+
+
+class Answers:
+    """Answers `keys.verifyKey`, now or later."""
+
+    def __init__(self, *, late=False):
+        self.late = late
+        self.asked = []
+
+    def handle_verify_key(self, headers, body, remote_ip):
+        self.asked.append((headers, body, remote_ip))
+        answer = (200, b'{"ok":true}', {"content-type": "application/json"})
+        return self._later(answer) if self.late else answer
+
+    async def _later(self, answer):
+        return answer
+
+
+VERIFY = b"POST /v2/keys.verifyKey HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer root\r\n%b\r\n"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_verify_key_is_answered_here_and_the_rest_by_web(rig, late):
+    web, answers = rig.origin(says("web")), Answers(late=late)
+    client = rig.client(rig.serve(Api(answers, rig.pool, f"http://{web.address}").handle))
+
+    status, headers, body = client.send(VERIFY % b"Content-Length: 2\r\n" + b"{}").answer()
+    assert (status, headers["content-type"], body) == (200, "application/json", b'{"ok":true}')
+    client.send(VERIFY % b"Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n")
+    assert client.answer()[0] == 100
+    assert client.send(b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n").answer()[2] == b'{"ok":true}'
+    assert answers.asked == [({"authorization": "Bearer root"}, b"{}", "127.0.0.1")] * 2
+    assert web.seen == []
+
+    assert client.send(b"GET /v2/keys.verifyKey HTTP/1.1\r\nHost: a\r\n\r\n").answer()[2] == b"web"
+    other = b"POST /v2/apis.createApi HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer r\r\nContent-Length: 2\r\n\r\n{}"
+    assert client.send(other).answer()[2] == b"web"
+    assert (web.seen[1].body, web.seen[1].get("authorization")) == (b"{}", ["Bearer r"])
+
+
+def test_without_web_the_api_says_so_in_its_envelope(rig):
+    api = Api(Answers(), rig.pool, f"http://127.0.0.1:{free_port()}")
+    client = rig.client(rig.serve(api.handle))
+    status, headers, body = client.send(
+        b"GET /v2/liveness HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n"
+    ).answer()
+    answer = json.loads(body)
+    assert (status, headers["content-type"]) == (500, "application/json")
+    assert answer["error"]["type"] == "https://unkey.com/docs/errors/unkey/application/service_unavailable"
+    assert answer["error"]["status"] == 500
+    assert client.send(VERIFY % b"Content-Length: 2\r\n" + b"{}").answer()[0] == 200
+
+
+def test_a_body_that_is_too_large_for_verify_key_is_refused_in_the_envelope(rig):
+    client = rig.client(rig.serve(Api(Answers(), rig.pool, "http://127.0.0.1:1").handle))
+    status, _, body = client.send(VERIFY % b"Content-Length: 10485761\r\n").answer()
+    assert (status, json.loads(body)["error"]["status"]) == (413, 413)
+
+
+def test_health_and_metrics(rig):
+    ready: list[bool] = []
+    registry = Registry()
+    registry.add("a_total", "counter", "Help.", lambda: [("a_total", {"b": 'c"\\\n'}, 2)])
+    client = rig.client(rig.serve(Operations(registry, lambda: bool(ready)).handle))
+
+    def get(path):
+        status, _, body = client.send(b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n" % path).answer()
+        return status, body
+
+    assert get(b"/health/live")[0] == 200
+    assert get(b"/health/ready")[0] == 503
+    ready.append(True)
+    assert get(b"/health/ready")[0] == get(b"/health/startup")[0] == 200
+    assert get(b"/metrics") == (
+        200,
+        b'# HELP a_total Help.\n# TYPE a_total counter\na_total{b="c\\"\\\\\\n"} 2\n',
+    )
+    assert get(b"/elsewhere")[0] == 404
