@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import pathspec
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from unkey.env import env
 from unkey.errors import InvalidSnapshot
@@ -478,7 +479,7 @@ def _walk(folder: Path) -> Iterator[tuple[Member, Path]]:
 def _walk_folder(
     folder: Path,
     prefix: str,
-    gitignores: "tuple[pathspec.GitIgnoreSpec | None, ...]",
+    gitignores: "tuple[_GitIgnore | None, ...]",
     docker: "_DockerIgnore",
 ) -> Iterator[tuple[Member, Path]]:
     try:
@@ -519,22 +520,43 @@ def _member(entry: "os.DirEntry[str]", name: str) -> Member:
     )
 
 
-def _gitignore(folder: Path) -> "pathspec.GitIgnoreSpec | None":
+class _GitIgnore:
+    """One `.gitignore`: the last pattern that matches a path itself decides (gitignore(5)).
+
+    pathspec lets a pattern match all that lies below what it matches, too. Here folders are asked for
+    before what is in them, as git does, so its expressions are narrowed to the path itself: otherwise
+    `a` and `!/a` would take back `/a/a` as well.
+    """
+
+    def __init__(self, lines: list[str]) -> None:
+        self._rules: list[tuple[re.Pattern[str], bool]] = []
+        for line in lines:
+            try:
+                pattern = GitIgnoreSpecPattern(line)
+            except ValueError:
+                continue  # git passes over a pattern that it cannot read
+            if pattern.include is not None and pattern.regex is not None:
+                self._rules.insert(0, (_narrowed(str(pattern.regex.pattern)), pattern.include))
+
+    def verdict(self, path: str) -> bool | None:
+        """Say whether a path is ignored, None where no pattern speaks of it; folders end in a slash."""
+        return next((ignored for rule, ignored in self._rules if rule.search(path)), None)
+
+
+def _narrowed(expression: str) -> re.Pattern[str]:
+    if "?P<ps_d>" in expression:
+        return re.compile(rf"(?:{expression})\Z", re.DOTALL)
+    return re.compile(f"{expression}." if expression.endswith("/") else expression, re.DOTALL)
+
+
+def _gitignore(folder: Path) -> _GitIgnore | None:
     lines = _lines(folder / ".gitignore")
-    if not lines:
-        return None
-    try:
-        return pathspec.GitIgnoreSpec.from_lines(lines, backend="simple")
-    except ValueError:
-        # git passes over a pattern that it cannot read.
-        return pathspec.GitIgnoreSpec.from_lines(
-            [line for line in lines if _is_pattern(line)], backend="simple"
-        )
+    return _GitIgnore(lines) if lines else None
 
 
 def _is_pattern(line: str) -> bool:
     try:
-        pathspec.GitIgnoreSpec.from_lines([line])
+        GitIgnoreSpecPattern(line)
     except ValueError:
         return False
     return True
@@ -550,7 +572,7 @@ def _lines(path: Path) -> list[str]:
         raise InvalidSnapshot(f"{path.name} cannot be read: {error.strerror}.") from error
 
 
-def _git_ignores(gitignores: "tuple[pathspec.GitIgnoreSpec | None, ...]", name: str, is_folder: bool) -> bool:
+def _git_ignores(gitignores: "tuple[_GitIgnore | None, ...]", name: str, is_folder: bool) -> bool:
     """Say what the nearest .gitignore that has a pattern for this name says.
 
     Folders that are ignored are never entered, so a parent's verdict is not asked for again.
@@ -560,7 +582,7 @@ def _git_ignores(gitignores: "tuple[pathspec.GitIgnoreSpec | None, ...]", name: 
         spec = gitignores[depth]
         if spec is None:
             continue
-        verdict = spec.check_file("/".join(parts[depth:]) + ("/" if is_folder else "")).include
+        verdict = spec.verdict("/".join(parts[depth:]) + ("/" if is_folder else ""))
         if verdict is not None:
             return verdict
     return False

@@ -85,7 +85,12 @@ def test_a_folder_that_vanished_refuses_the_message(connection: Connection, tmp_
 def test_other_brokers_are_taken_by_their_url_alone() -> None:
     assert celery_settings("redis://localhost:6380/2") == {
         "broker_url": "redis://localhost:6380/2",
-        "broker_transport_options": {"visibility_timeout": 3600},
+        "broker_transport_options": {
+            "max_retries": 1,
+            "interval_start": 0.05,
+            "interval_max": 0.05,
+            "visibility_timeout": 3600,
+        },
     }
     assert celery_settings("amqp://guest@localhost//")["broker_url"] == "amqp://guest@localhost//"
 

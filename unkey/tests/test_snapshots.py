@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unkey import snapshots
@@ -163,6 +163,8 @@ def test_gitignore_files_are_read_as_git_reads_them(tmp_path):
 
 
 @settings(max_examples=25, deadline=None)
+@example(["a", "!/a"], [])
+@example(["*", "!*/", "!*.py", "a/**", "!/b/**/c"], ["!*/"])
 @given(
     st.lists(
         st.from_regex(r"!?/?(\*\*/)?[ab*](/[abc*]|[?b]){0,2}/?", fullmatch=True), min_size=1, max_size=5

@@ -25,17 +25,21 @@ CALLS = [
 ]
 
 
-@pytest.fixture
-def ask(bearer):
-    """Return a function that asks as an agent."""
-    client = Client(headers=bearer)
+class AgentClient:
+    """Called with a path and a body, returns status and answer."""
 
-    def post(path, **body):
-        answer = client.post(f"/internal/{path}", body, content_type="application/json")
+    def __init__(self, bearer):
+        self.client = Client(headers=bearer)
+
+    def __call__(self, path, **body):
+        answer = self.client.post(f"/internal/{path}", body, content_type="application/json")
         return answer.status_code, answer.json()
 
-    post.client = client
-    return post
+
+@pytest.fixture
+def ask(bearer):
+    """Return what asks as an agent."""
+    return AgentClient(bearer)
 
 
 @pytest.mark.parametrize(("method", "path"), CALLS)
