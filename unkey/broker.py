@@ -38,10 +38,10 @@ def celery_settings(url: str) -> dict[str, Any]:
     """
     parts = urlsplit(url)
     if parts.scheme != "filesystem":
-        # Redis redelivers what nobody acknowledged after this many seconds; steps are far shorter.
         # A publisher gives up after one more try: it stands in somebody's request.
         options: dict[str, Any] = {"max_retries": 1, "interval_start": 0.05, "interval_max": 0.05}
         if parts.scheme in {"redis", "rediss"}:
+            # Redis redelivers what nobody acknowledged after this many seconds; steps are far shorter.
             options["visibility_timeout"] = 3600
         return {"broker_url": url, "broker_transport_options": options}
     folder = unquote(f"{parts.netloc}{parts.path}")
