@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 HELLO = ROOT / "examples" / "hello"
@@ -79,7 +79,6 @@ class System:
         if any(_taken(int(self.environ.get(name, default))) for name, default in PORT_SETTINGS.items()):
             self.environ.setdefault("PORTS", "auto")
         self.process: subprocess.Popen[bytes] | None = None
-        self.log: TextIO | None = None
         self.ports: dict[str, int] = {}
 
     def manage(self, *arguments: str, **environ: str) -> str:
@@ -100,15 +99,15 @@ class System:
         run = self.var / "run"
         self.var.mkdir(mode=0o700, parents=True, exist_ok=True)
         (run / "ports.json").unlink(missing_ok=True)
-        self.log = (self.var / "up.log").open("a")
-        self.process = subprocess.Popen(
-            [PYTHON, "manage.py", "up"],
-            cwd=ROOT,
-            env=self.environ,
-            stdout=self.log,
-            stderr=self.log,
-            start_new_session=True,
-        )
+        with (self.var / "up.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [PYTHON, "manage.py", "up"],
+                cwd=ROOT,
+                env=self.environ,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         deadline = time.monotonic() + START_SECONDS
         while not (run / "ports.json").exists():
             if self.process.poll() is not None:
