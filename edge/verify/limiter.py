@@ -11,7 +11,7 @@ from msgspec import Struct
 MIN_DURATION_MS = 1000
 
 
-class Limit(Struct, frozen=True):
+class Limit(Struct, frozen=True, gc=False):
     """One question to the limiter.
 
     Args:
@@ -25,7 +25,7 @@ class Limit(Struct, frozen=True):
     cost: int = 1
 
 
-class Outcome(Struct, frozen=True):
+class Outcome(Struct, frozen=True, gc=False):
     """The limiter's answer.
 
     Args:

@@ -205,7 +205,7 @@ class Request(Struct, frozen=True):
     check_ip: bool = False
 
 
-class Counted(Struct, frozen=True):
+class Counted(Struct, frozen=True, gc=False):
     """The outcome of one rate limit that was asked."""
 
     applied: Applied
@@ -214,7 +214,7 @@ class Counted(Struct, frozen=True):
     reset: int
 
 
-class Verdict(Struct):
+class Verdict(Struct, gc=False):
     """The outcome of a verification.
 
     Args:
