@@ -22,12 +22,12 @@ Until = Callable[[Callable[[], object]], None]
 
 @pytest.fixture
 def until() -> Until:
-    """Wait for a condition; the test's own time-out is 20 s."""
+    """Wait for a condition; its own time-out is 90 s."""
 
     def wait(condition: Callable[[], object]) -> None:
-        end = time.monotonic() + 20
+        end = time.monotonic() + 90
         while not condition():
-            assert time.monotonic() < end, "waited for 20 s in vain"
+            assert time.monotonic() < end, "waited for 90 s in vain"
             time.sleep(0.01)
 
     return wait

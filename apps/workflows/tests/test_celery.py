@@ -60,7 +60,7 @@ def test_a_celery_worker_runs_what_is_started_and_stops_between_steps(
     worker.send_signal(signal.SIGTERM)
     time.sleep(0.3)  # whether the signal comes first or not, the step in hand must be recorded
     (tmp_path / "gate.open").touch()
-    assert worker.wait(20) == 0
+    assert worker.wait(90) == 0
     held.refresh_from_db()
     assert held.state in (State.PENDING, State.SUCCEEDED)  # the step in hand was finished, not lost
     assert held.journal.filter(name="outside_step", ended_at__isnull=False).count() == 1

@@ -9,7 +9,7 @@ from django.contrib.auth.models import Group
 from apps.workflows.engine import Run, State, Workflow, WorkflowRun, notify, start, step
 from apps.workflows.sweeper import Dispatcher, drain, due_keys
 from apps.workflows.tests import flows
-from apps.workflows.tests.conftest import Until
+from apps.workflows.tests.conftest import Process, Until
 
 
 @pytest.mark.django_db
@@ -78,11 +78,11 @@ def test_an_exclusive_run_that_has_begun_is_not_overtaken_by_an_urgent_one() -> 
 
 
 def test_many_workers_never_overlap_on_a_key_and_keys_run_side_by_side(
-    process: Callable[..., object], settled: Callable[[], None], tmp_path: Path
+    process: Callable[..., Process], settled: Callable[[], None], until: Until, tmp_path: Path
 ) -> None:
-    runs = [start(flows.Overlaps, {"k": str(n % 3), "room": str(tmp_path)}) for n in range(18)]
-    for _ in range(3):
-        process(threads=4, wait=False)
+    workers = [process(threads=4, wait=False) for _ in range(3)]
+    until(lambda: all(worker.ready for worker in workers))
+    runs = [start(flows.Overlaps, {"k": str(n % 3), "room": str(tmp_path)}) for n in range(30)]
     settled()
     assert {row.state for row in WorkflowRun.objects.all()} == {State.SUCCEEDED}
     assert sorted(flows.effects()) == sorted(f"{run.id}.{name}" for run in runs for name in "abc")
