@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from edge.http.proxy import forward
-from edge.http.request import Field, Request
+from edge.http.request import Head, Request
 from edge.http.upstream import Pool
 from unkey.errors import Fault, RequestBodyTooLarge, ServiceUnavailable, UnexpectedError
 
@@ -22,7 +22,6 @@ _VERIFY = b"/v2/keys.verifyKey"
 _BODY_BYTES = 10 * 1024 * 1024
 _TOLD = (b"authorization", b"content-type", b"accept")
 _PLAIN = {"content-type": "application/json"}
-_REMEMBERED = 4096
 
 Answer = tuple[int, bytes, dict[str, str]]
 
@@ -56,7 +55,6 @@ class Api:
         self._web = (f"{host}:{url.port or 80}",)
         self._verifier = verifier
         self._pool = pool
-        self._told: dict[int, tuple[list[Field], dict[str, str]]] = {}
         self._answering: set[asyncio.Task[None]] = set()
 
     def handle(self, request: Request) -> None:
@@ -67,7 +65,7 @@ class Api:
             forward(request, self._pool, self._web, refuse=self._refuse)
 
     def _verify(self, request: Request, body: bytes) -> None:
-        headers = self._headers(request.fields)
+        headers = self._headers(request.head)
         answer = self._verifier.handle_verify_key(headers, body, request.peer.decode())
         if isinstance(answer, tuple):
             return self._answer(request, answer)
@@ -82,20 +80,16 @@ class Api:
             log.exception("a verification failed", extra={"request_id": request.id})
             self._refuse(request, UnexpectedError("The verification failed; try again."))
 
-    def _headers(self, fields: list[Field]) -> dict[str, str]:
-        # A head that repeats itself on a connection has one list of fields, which is read once.
-        known = self._told.get(id(fields))
-        if known is not None and known[0] is fields:
-            return known[1]
-        headers = {
-            lower.decode(): value.strip(b" \t").decode("latin-1")
-            for lower, _, value in fields
-            if lower in _TOLD
-        }
-        if len(self._told) >= _REMEMBERED:
-            self._told.clear()
-        self._told[id(fields)] = (fields, headers)
-        return headers
+    @staticmethod
+    def _headers(head: Head) -> dict[str, str]:
+        told = head.told
+        if told is None:
+            told = head.told = {
+                lower.decode(): value.strip(b" \t").decode("latin-1")
+                for lower, _, value in head.fields
+                if lower in _TOLD
+            }
+        return told
 
     @staticmethod
     def _answer(request: Request, answer: Answer) -> None:

@@ -1,6 +1,6 @@
 """One edge process: its listeners, what they share, and how they start and stop."""
 
-import contextlib
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -94,9 +94,9 @@ class Edge:
     async def stop(self) -> None:
         """Drain every listener, health last, then let the store write what it knows."""
         self._started = False
-        for server, _ in reversed(self._ports):
-            with contextlib.suppress(OSError):
-                await server.stop()
+        health, *others = (server for server, _ in self._ports)
+        await asyncio.gather(*(server.stop() for server in others))
+        await health.stop()
         self.pool.stop()
         await self.store.stop()
         log.info("edge.stopped")

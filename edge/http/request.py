@@ -77,7 +77,7 @@ class Head:
 
     __slots__ = (
         "expects_continue", "fields", "host", "host_field", "http10", "keep_alive", "length", "method",
-        "onward", "target", "upgrade",
+        "onward", "target", "told", "upgrade",
     )  # fmt: skip
 
     def __init__(
@@ -94,6 +94,7 @@ class Head:
         self.upgrade = b""
         self.expects_continue = False
         self.onward = b""  # what goes upstream of it, once that was put together
+        self.told: dict[str, str] | None = None  # the headers that the API reads, once it has
 
 
 class Request:

@@ -13,7 +13,8 @@ def _escape(value: str) -> str:
 def sample(name: str, labels: Labels, value: float) -> str:
     """Return one line of the text format."""
     inside = ",".join(f'{label}="{_escape(text)}"' for label, text in labels.items())
-    return f"{name}{{{inside}}} {value:g}" if inside else f"{name} {value:g}"
+    text = str(value) if isinstance(value, int) else f"{value:.9g}"
+    return f"{name}{{{inside}}} {text}" if inside else f"{name} {text}"
 
 
 def histogram(
