@@ -107,8 +107,10 @@ class ProcessRuntime:
     """
 
     def __init__(self, root: Path, control: ControlPlane, limits: snapshots.Limits | None = None) -> None:
+        self._root = root
         self._control = control
         self._limits = limits
+        self._warming: asyncio.Task[None] | None = None
         self._snapshots = root / "snapshots"
         self._instances = root / "instances"
         for folder in (self._snapshots, self._instances):
@@ -119,6 +121,7 @@ class ProcessRuntime:
 
     async def recover(self) -> list[Observed]:
         """See `Runtime.recover`."""
+        self._warming = asyncio.create_task(self._warm())
         for folder in sorted(self._instances.iterdir()):
             try:
                 record = msgspec.json.decode((folder / "instance.json").read_bytes(), type=Record)
@@ -133,6 +136,14 @@ class ProcessRuntime:
                 await self._end_all(process, record.name, signal.SIGKILL, 1.0)
             self._known[record.name] = instance
         return [await self.observe(name) for name in self._known]
+
+    async def _warm(self) -> None:
+        """Make the bare environment now, so that the first deployment does not wait for it."""
+        try:
+            await self._environments.ensure(self._root, "", [], self._root / "environments.log")
+        except (StartFailed, OSError) as error:
+            # Whoever needs it tries again, and tells the deployment's owner.
+            log.warning("environment_not_made", error=str(error))
 
     async def start(self, order: Order) -> Observed:
         """See `Runtime.start`."""
@@ -281,7 +292,7 @@ class ProcessRuntime:
         if order.plan.kind == "static":
             # The platform's server by the platform's Python: the instance's own does not see the package.
             command = [sys.executable, "-I", static.__file__, *command[-1:]]
-        program = shutil.which(command[0], path=variables["PATH"]) if "/" not in command[0] else command[0]
+        program = shutil.which(app / command[0] if "/" in command[0] else command[0], path=variables["PATH"])
         if program is None:
             raise StartFailed(f"The command {command[0]!r} is not installed here.")
         try:
@@ -289,7 +300,7 @@ class ProcessRuntime:
                 # Not asyncio's: its transport kills the process when the agent's loop is closed. And with
                 # no await up to the record, no cancellation comes between the two.
                 instance.child = subprocess.Popen(
-                    [program, *command[1:]],
+                    _limited([str(program), *command[1:]], record.memory_mib),
                     cwd=app,
                     env=variables,
                     stdin=subprocess.DEVNULL,
@@ -303,7 +314,6 @@ class ProcessRuntime:
         found = processes.identity(instance.child.pid)
         if found is None:
             return
-        _limit(found.pid, record.memory_mib)
         record.pid, record.started, record.boot = found.pid, found.started, found.boot
         files.write(path, msgspec.json.encode(record))
 
@@ -379,20 +389,18 @@ class ProcessRuntime:
             instance.sizes.append((size, clock.now_ms()))
 
 
-def _limit(pid: int, memory_mib: int) -> None:
-    """Limit a process that was started just now; what it starts inherits the limits."""
+def _limited(command: list[str], memory_mib: int) -> list[str]:
+    """Return a command that limits itself before it becomes the program, under the same pid.
+
+    The shell does it: limits that are set from outside would come too late for a program that forks at
+    once, and code between fork and exec is not safe in a process with threads.
+    """
+    count = NOFILE
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    count = NOFILE if most == resource.RLIM_INFINITY else min(NOFILE, most)
-    octets = memory_mib * 1024 * 1024 * 4
-    try:
-        resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, count))
-        resource.prlimit(pid, resource.RLIMIT_DATA, (octets, octets))
-        os.setpriority(os.PRIO_PROCESS, pid, NICE)
-    except ProcessLookupError:
-        return
-    except (PermissionError, ValueError) as error:
-        log.warning("limits_not_set", pid=pid, error=str(error))
+    if most != resource.RLIM_INFINITY:
+        count = min(count, most)
+    script = f'ulimit -c 0; ulimit -n {count}; ulimit -d {memory_mib * 1024 * 4}; exec nice -n {NICE} "$@"'
+    return ["/bin/sh", "-c", script, "sh", *command]
 
 
 def _with_port(command: list[str], port: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -46,6 +47,9 @@ def test_instance_is_started_reported_drained_and_stopped(plane, image, in_proce
             assert said["env"]["HOME"] == str(root / "instances" / instance["name"])
             assert not {"AGENT_TOKEN", "VAULT_MASTER_KEY", "UNKEY_VAR"} & set(said["env"])
             assert os.getsid(said["pid"]) == os.getpgid(said["pid"]) == said["pid"]
+            assert resource.prlimit(said["pid"], resource.RLIMIT_CORE) == (0, 0)
+            assert resource.prlimit(said["pid"], resource.RLIMIT_DATA)[1] == 4 * 256 * 1024 * 1024
+            assert os.getpriority(os.PRIO_PROCESS, said["pid"]) == os.getpriority(os.PRIO_PROCESS, 0) + 5
             lines = await agent.reconciler.logs("d_1", 10)
             assert [(line.instance, line.stream, line.text) for line in lines] == [
                 (instance["name"], "agent", line.text)
