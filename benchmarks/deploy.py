@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from examples.demo import HELLO, PYTHON, Platform, System  # noqa: E402
+from scripts.demo import HELLO, PYTHON, Platform, System  # noqa: E402
 
 BAR_SECONDS = 2.0
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.deploy import connect  # noqa: E402
-from examples.demo import HELLO, Platform, System, Visitor  # noqa: E402
+from scripts.demo import HELLO, Platform, System, Visitor  # noqa: E402
 
 BAR_SECONDS = 0.25
 

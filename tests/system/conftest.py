@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from examples.demo import HELLO, Platform, System, Visitor
+from scripts.demo import HELLO, Platform, System, Visitor
 
 
 class Deployed:

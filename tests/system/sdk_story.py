@@ -1,13 +1,20 @@
 """The demo's story told by the published Python SDK; run by `test_sdk.py` in a process of its own.
 
-The SDK's import name is `unkey.py`, which the package of this project hides: the caller runs this file
-in isolated mode, so that only installed packages can be imported. Prints one JSON document.
+The SDK installs itself as `unkey.py`, inside a package of the same name as this project's. Here that
+name is bound to the SDK alone. Prints one JSON document.
 """
 
 import json
 import sys
+import sysconfig
+import types
+from pathlib import Path
 
-from unkey.py import Unkey, models
+package = types.ModuleType("unkey")
+package.__path__ = [str(Path(sysconfig.get_paths()["purelib"]) / "unkey")]
+sys.modules["unkey"] = package
+
+from unkey.py import Unkey, errors  # type: ignore[import-not-found, unused-ignore]  # noqa: E402
 
 
 def main(server_url: str, root_key: str) -> None:
@@ -36,7 +43,7 @@ def main(server_url: str, root_key: str) -> None:
         try:
             client.apis.get_api(api_id="api_does_not_exist")
             missing = "found"
-        except models.NotFoundErrorResponse as error:
+        except errors.NotFoundErrorResponse as error:
             missing = str(error.status_code)
     print(
         json.dumps(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from examples.demo import PYTHON, ROOT, Platform, System, Visitor
+from scripts.demo import PYTHON, ROOT, Platform, System, Visitor
 from tests.system.conftest import Deployed
 
 pytestmark = [pytest.mark.xdist_group("system-2"), pytest.mark.timeout(180)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.demo import PYTHON, ROOT
+from scripts.demo import PYTHON, ROOT
 
 pytestmark = [pytest.mark.xdist_group("system-2"), pytest.mark.timeout(240)]
 
@@ -16,7 +16,7 @@ def test_the_demo_does_what_it_says_twice(tmp_path: Path) -> None:
     environ = {**os.environ, "UNKEY_VAR": str(tmp_path / "var"), "PORTS": "auto"}
     for _ in range(2):
         done = subprocess.run(
-            [PYTHON, "examples/demo.py"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=110
+            [PYTHON, "scripts/demo.py"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=110
         )
         assert done.returncode == 0, done.stdout + done.stderr
         facts = json.loads((tmp_path / "var" / "demo.json").read_text())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from examples.demo import Visitor
+from scripts.demo import Visitor
 from tests.system.conftest import Deployed
 
 pytestmark = [pytest.mark.xdist_group("system-3"), pytest.mark.timeout(180)]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from examples.demo import PYTHON, Platform, System
+from scripts.demo import PYTHON, Platform, System
 from tests.system.conftest import Deployed
 
 pytestmark = [pytest.mark.xdist_group("system-3"), pytest.mark.timeout(180)]

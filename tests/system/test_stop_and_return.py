@@ -6,7 +6,7 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from examples.demo import System
+from scripts.demo import System
 from tests.system.conftest import Deployed
 
 pytestmark = [pytest.mark.xdist_group("system-3"), pytest.mark.timeout(180)]
