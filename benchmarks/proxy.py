@@ -8,9 +8,11 @@ real process, `python -m edge`, with its own SQLite database.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -25,8 +27,16 @@ from benchmarks.load import ROOT, Result, pinned, run
 
 BAR = 0.35
 HOST = "shop.unkey.localhost"
-BASE_PORT = 21210
-UPSTREAM, NGINX, HTTP, HTTPS, API, METRICS = range(BASE_PORT, BASE_PORT + 6)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on."""
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [listener.getsockname()[1] for listener in taken]
+
+
+UPSTREAM, NGINX, HTTP, HTTPS, API, METRICS = free_ports(6)
 
 _NGINX = """
 daemon off; master_process off; worker_processes 1; pid {folder}/{name}.pid; error_log {folder}/{name}.log;
