@@ -69,13 +69,12 @@ class Database:
             # This thread's connection opens an existing file or none, and does not wait long for
             # another writer: what it writes can be written a moment later.
             connection.close()
-            connection = connections.create_connection("default")
-            connection.settings_dict = {
+            settings = {
                 **connection.settings_dict,
                 "NAME": f"file:{quote(str(given))}?mode=rw",
                 "OPTIONS": {**connection.settings_dict["OPTIONS"], "timeout": _BUSY_SECONDS},
             }
-            connections["default"] = connection
+            connections["default"] = connection = type(connection)(settings, "default")
             self._path = str(given)
         try:
             status = os.stat(self._path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from django.db import OperationalError, connection, transaction
+from django.db import OperationalError, connection, connections, transaction
 
 from apps.cluster import versions
 from apps.cluster.models import Region
@@ -244,7 +244,7 @@ def outage(transactional_db, monkeypatch):
             raise OperationalError(2003, "Can't connect")
 
         with monkeypatch.context() as patched:
-            patched.setattr(type(connection), "get_new_connection", refuse)
+            patched.setattr(type(connections["default"]), "get_new_connection", refuse)
             with connection.cursor() as cursor:
                 cursor.execute(
                     "SELECT id FROM information_schema.processlist WHERE db = %s AND id <> connection_id()",
