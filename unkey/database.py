@@ -20,6 +20,10 @@ def database(url: str) -> dict[str, Any]:
         BadSetting: the URL has another scheme or lacks a part.
     """
     parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        raise BadSetting("DATABASE_URL has a port that is no number") from None
     if parts.scheme == "sqlite":
         path = unquote(parts.path)
         if not path or path == "/":
@@ -49,7 +53,7 @@ def database(url: str) -> dict[str, Any]:
             "USER": unquote(parts.username or ""),
             "PASSWORD": unquote(parts.password or ""),
             "HOST": parts.hostname,
-            "PORT": str(parts.port or 3306),
+            "PORT": str(port or 3306),
             "CONN_MAX_AGE": None,
             "CONN_HEALTH_CHECKS": True,
             "OPTIONS": {
@@ -57,7 +61,7 @@ def database(url: str) -> dict[str, Any]:
                 "isolation_level": "read committed",
                 "connect_timeout": 5,
                 "init_command": "SET sql_mode='STRICT_TRANS_TABLES,NO_ENGINE_SUBSTITUTION,ONLY_FULL_GROUP_BY'",
-                **dict(parse_qsl(parts.query)),
+                **{name: int(text) if text.isdigit() else text for name, text in parse_qsl(parts.query)},
             },
             "TEST": {"CHARSET": "utf8mb4", "COLLATION": "utf8mb4_bin"},
         }

@@ -318,10 +318,13 @@ class Env:
         """Say whether the environment itself gives this setting."""
         return name in self._environ
 
+    def text(self, name: str) -> str:
+        """Return a setting as the environment or its default writes it, before it is parsed."""
+        text = self._environ.get(name, BY_NAME[name].default)
+        return text.replace("{var}", str(self.UNKEY_VAR)) if "{var}" in text else text
+
     def _read(self, setting: Setting) -> Any:
-        text = self._environ.get(setting.name, setting.default)
-        if "{var}" in text:
-            text = text.replace("{var}", str(self.UNKEY_VAR))
+        text = self.text(setting.name)
         try:
             return setting.parse(text)
         except ValueError:

@@ -50,11 +50,18 @@ class Installation:
             lock.truncate(0)
             lock.write(f"{os.getpid()}\n")
             lock.flush()
+            self._forget()
             try:
                 yield
             finally:
                 lock.truncate(0)
-                (self.run_folder / "ports.json").unlink(missing_ok=True)
+                self._forget()
+
+    def _forget(self) -> None:
+        """Remove what was written for others to read, also by a supervisor that was killed."""
+        for file in self.run_folder.iterdir():
+            if file != self._lock:
+                file.unlink(missing_ok=True)
 
     def supervisor(self) -> int | None:
         """Return the pid of the running supervisor, or None."""

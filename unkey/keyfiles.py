@@ -11,8 +11,10 @@ def private_folder(path: Path) -> Path:
     Raises:
         OSError: it cannot be made.
     """
-    for folder in [*reversed(path.parents), path]:
-        folder.mkdir(mode=0o700, exist_ok=True)
+    if not path.is_dir():
+        if path != path.parent:
+            private_folder(path.parent)
+        path.mkdir(mode=0o700, exist_ok=True)
     return path
 
 

@@ -152,8 +152,8 @@ def _shared(process: str | None) -> list[Any]:
 
 def _drop_noise(_logger: Any, _method: str, event: Event) -> Event:
     """Remove what libraries attach to their records for consoles of their own."""
-    event.pop("color_message", None)
-    event.pop("taskName", None)
+    for name in ("color_message", "taskName", "request"):
+        event.pop(name, None)
     return event
 
 

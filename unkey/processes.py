@@ -53,8 +53,16 @@ def program(name: str, ports: Mapping[str, int]) -> Program:
             return Program(name, (*celery, "beat", "--pidfile="), stage=1)
         case "agent":
             # SIGINT: stop the instances, then exit. SIGTERM would leave them running for a successor.
-            command = (python, "-m", "agent")
-            return Program(name, command, health=health, stage=2, stop_signal=signal.SIGINT, grace=40)
+            return Program(
+                name,
+                (python, "-m", "agent"),
+                health=health,
+                stage=2,
+                stop_signal=signal.SIGINT,
+                grace=40,
+                # It would only log that it cannot reach them yet.
+                after=("web", "feed"),
+            )
         case "edge":
             return Program(name, (python, "-m", "edge"), health=health, stage=0, grace=20)
     raise ValueError(name)

@@ -60,6 +60,7 @@ class Program:
         stage: programs of lower stages are stopped first; those of one stage together.
         stop_signal: asks the program to stop.
         grace: seconds from there to SIGKILL.
+        after: programs that must be healthy before this one is started for the first time.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Program:
     stage: int = 0
     stop_signal: signal.Signals = signal.SIGTERM
     grace: float = 10.0
+    after: tuple[str, ...] = ()
 
 
 class Log:
@@ -223,6 +225,8 @@ class Supervisor:
     async def run(self, ready_lines: Sequence[str] = ()) -> None:
         """Run until SIGINT, SIGTERM or SIGHUP; a second signal stops without grace.
 
+        While everything has become healthy, the file `ready` in the run folder holds this process's pid.
+
         Args:
             ready_lines: said when everything is healthy for the first time.
 
@@ -266,19 +270,22 @@ class Supervisor:
                     waiting.remove(child)
             if waiting and time.monotonic() - started > self._start_timeout:
                 child = waiting[0]
-                ends = f"; it ended {child.starts - 1} times, last {child.last_end}" if child.last_end else ""
+                ends = f"; it ended {child.starts} times, last {child.last_end}" if child.last_end else ""
                 raise StartFailed(
                     f"{child.program.name} was not healthy within {self._start_timeout:g} s{ends}"
                 )
             if waiting:
                 await _wait(self._stopping, POLL)
         if not waiting:
-            write_whole(self._ready_file, "")
+            write_whole(self._ready_file, f"{os.getpid()}\n")
             self._log.line("up", f"ready in {time.monotonic() - started:.1f} s")
             for line in ready_lines:
                 self._log.line("up", line)
 
     async def _keep(self, child: Child) -> None:
+        awaited = [other for other in self._children if other.program.name in child.program.after]
+        while not self._stopping.is_set() and not all([await other.healthy() for other in awaited]):
+            await _wait(self._stopping, POLL)
         delay = FIRST_DELAY
         while not self._stopping.is_set():
             started = time.monotonic()

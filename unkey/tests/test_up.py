@@ -51,7 +51,8 @@ class System:
 
     def ready(self) -> "System":
         deadline = time.monotonic() + 150
-        while not (self.run / "ready").exists():
+        ready = self.run / "ready"
+        while not (ready.exists() and ready.read_text() == f"{self.process.pid}\n"):
             assert self.process.poll() is None, self.out.read_text()
             assert time.monotonic() < deadline, self.out.read_text()
             time.sleep(0.1)
@@ -195,9 +196,9 @@ def test_a_taken_port_is_said_in_one_line(tmp_path: Path, taken: int) -> None:
             "the database (DATABASE_URL) refused: unable to open",
         ),
         ({"CELERY_BROKER_URL": "filesystem://"}, "CELERY_BROKER_URL lacks the folder"),
-        ({"UNKEY_VAR": "/dev/null/var"}, "cannot write /dev/null/var: Not a directory (UNKEY_VAR chooses"),
+        ({"UNKEY_VAR": "/dev/null/var"}, "cannot write /dev/null: File exists (UNKEY_VAR chooses"),
         ({"UNKEY_VAR": "/proc/var"}, "cannot write /proc/var"),
-        ({"UNKEY_VAR": "/dev/full/var"}, "cannot write /dev/full/var"),
+        ({"UNKEY_VAR": "/dev/full/var"}, "cannot write /dev/full: File exists"),
     ],
 )
 def test_what_is_wrong_with_a_setting_is_said_in_one_line(
@@ -214,7 +215,7 @@ def test_a_broken_database_file_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_a_database_server_that_does_not_answer_is_said_in_one_line(tmp_path: Path, taken: int) -> None:
-    url = f"mysql://unkey:secret@127.0.0.1:{taken + 0}/unkey?connect_timeout=1"
+    url = f"mysql://unkey:secret@127.0.0.1:{taken}/unkey?connect_timeout=1"
     line = refusal(manage(tmp_path / "var", "up", PORTS="auto", DATABASE_URL=url))
     assert "DATABASE_URL" in line
     assert "secret" not in line

@@ -43,17 +43,12 @@ class Command(BaseCommand):
 
 
 def _row(setting: Setting) -> dict[str, str]:
-    value = str(getattr(env, setting.name))
-    if isinstance(getattr(env, setting.name), tuple):
-        value = ",".join(getattr(env, setting.name))
-    if setting.secret and env.is_set(setting.name):
-        value = "(set, hidden)"
-    elif value == setting.default or (isinstance(getattr(env, setting.name), bool)):
-        value = {"True": "1", "False": "0"}.get(value, value)
+    getattr(env, setting.name)  # raises BadSetting
+    hidden = setting.secret and env.is_set(setting.name)
     return {
         "name": setting.name,
         "type": setting.kind,
         "default": setting.default,
-        "value": value,
+        "value": "(set, hidden)" if hidden else env.text(setting.name),
         "help": setting.help,
     }
