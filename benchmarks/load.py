@@ -163,7 +163,11 @@ async def _python(job: dict[str, object]) -> Result:
     loop = asyncio.get_running_loop()
     started = time.perf_counter()
     transports = [
-        (await loop.create_connection(lambda: _Client(request, times, failures), url.hostname, url.port))[0]
+        (
+            await loop.create_connection(
+                lambda: _Client(request, times, failures), url.hostname or "", url.port or 80
+            )
+        )[0]
         for _ in range(int(str(job["connections"])))
     ]
     await asyncio.sleep(float(str(job["seconds"])))
