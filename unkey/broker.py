@@ -61,16 +61,16 @@ def celery_settings(url: str) -> dict[str, Any]:
     }
 
 
-class Channel(filesystem.Channel):  # type: ignore[misc]
+class Channel(filesystem.Channel):
     """Kombu's channel, with writes that appear whole or not at all."""
 
-    def _put(self, queue: str, payload: dict[str, Any], **kwargs: Any) -> None:
+    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
         folder = self.data_folder_out
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex}"
         # The draft has no queue in its name, so no reader looks at it.
-        _write_whole(Path(folder) / f".{name}", Path(folder) / f"{name}.{queue}.msg", dumps(payload))
+        _write_whole(Path(folder) / f".{name}", Path(folder) / f"{name}.{queue}.msg", dumps(message))
 
-    def _get(self, queue: str) -> Any:
+    def _get(self, queue: str, timeout: float | None = None) -> Any:
         folder, taken = Path(self.data_folder_in), Path(self.processed_folder)
         suffix = f"{queue}.msg"
         for name in sorted(entry for entry in os.listdir(folder) if entry.partition(".")[2] == suffix):
@@ -83,8 +83,8 @@ class Channel(filesystem.Channel):  # type: ignore[misc]
             return loads(text)
         raise Empty
 
-    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
-        file = self._exchange_file(exchange)
+    def _queue_bind(self, exchange: str, routing_key: str | None, pattern: str | None, queue: str) -> None:
+        file = self.control_folder / f"{exchange}.exchange"
         binding = filesystem.exchange_queue_t(routing_key or "", pattern or "", queue or "")
         with open(self.control_folder / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -93,7 +93,7 @@ class Channel(filesystem.Channel):  # type: ignore[misc]
                 _write_whole(file.with_name(f".{file.name}"), file, dumps([binding, *bindings]))
 
 
-class Transport(filesystem.Transport):  # type: ignore[misc]
+class Transport(filesystem.Transport):
     """What `folder://` stands for in a broker URL."""
 
     Channel = Channel

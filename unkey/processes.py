@@ -31,6 +31,7 @@ def program(name: str, ports: Mapping[str, int]) -> Program:
     python = sys.executable
     celery = (python, "-m", "celery", "--quiet", "-A", "unkey")
     health = (env.local_address.strip("[]"), ports[PORTS[name][-1]]) if PORTS[name] else None
+    command: tuple[str, ...]
     match name:
         case "web":
             command = (python, "-m", "gunicorn", "-c", "python:unkey.gunicorn", "unkey.wsgi")

@@ -90,7 +90,7 @@ def test_text_lines_are_plain() -> None:
     assert ROOT_KEY not in "".join(lines)
 
 
-def test_django_installs_the_same_logging(settings) -> None:  # type: ignore[no-untyped-def]
+def test_django_installs_the_same_logging(settings) -> None:
     assert settings.LOGGING["handlers"]["out"]["formatter"] == "unkey"
     assert structlog.is_configured()
     assert logging.getLogger("kombu").level == logging.WARNING

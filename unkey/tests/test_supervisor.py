@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -134,7 +135,7 @@ def test_a_killed_child_is_started_again_with_growing_delays(start: Callable[...
     for delay in ("0.25", "0.5", "1"):
         first = run.pid("web")
         os.kill(first, signal.SIGKILL)
-        until(lambda first=first: run.pid("web") != first)
+        until(partial(lambda before: run.pid("web") != before, first))
         assert f"web ended by SIGKILL; again in {delay} s" in run.said
     assert run.pid("feed") == other
     assert run.stop() == 0
