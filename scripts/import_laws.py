@@ -28,7 +28,7 @@ class Doors(Contract):
     def _is_foreign_door(self, importer: list[str], imported: list[str]) -> bool:
         if imported[0] != self.apps or len(imported) < 3 or importer[1] == imported[1]:
             return False
-        return imported[2] in self.doors
+        return imported[2] in list(self.doors)  # type: ignore[call-overload]
 
     def render_broken_contract(self, check: ContractCheck) -> None:
         """Print each breach."""

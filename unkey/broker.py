@@ -64,11 +64,11 @@ def celery_settings(url: str) -> dict[str, Any]:
 class Channel(filesystem.Channel):
     """Kombu's channel, with writes that appear whole or not at all."""
 
-    def _put(self, queue: str, message: Any, **kwargs: Any) -> None:
+    def _put(self, queue: str, payload: Any, **kwargs: Any) -> None:  # type: ignore[override]
         folder = self.data_folder_out
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex}"
         # The draft has no queue in its name, so no reader looks at it.
-        _write_whole(Path(folder) / f".{name}", Path(folder) / f"{name}.{queue}.msg", dumps(message))
+        _write_whole(Path(folder) / f".{name}", Path(folder) / f"{name}.{queue}.msg", dumps(payload))
 
     def _get(self, queue: str, timeout: float | None = None) -> Any:
         folder, taken = Path(self.data_folder_in), Path(self.processed_folder)

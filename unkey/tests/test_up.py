@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -93,6 +94,10 @@ def up(tmp_path: Path) -> Iterator[Callable[..., System]]:
             system.process.wait()
 
 
+def restarted(pid_file: Path, old: int) -> bool:
+    return pid_file.exists() and pid_file.read_text() != f"{old}\n"
+
+
 def test_everything_starts_survives_kills_and_leaves_nothing_behind(up: Callable[..., System]) -> None:
     system = up().ready()
     for port in ("WEB_PORT", "FEED_PORT", "AGENT_PORT", "EDGE_METRICS_PORT"):
@@ -110,11 +115,7 @@ def test_everything_starts_survives_kills_and_leaves_nothing_behind(up: Callable
         os.kill(pids[name], signal.SIGKILL)
     for name in ("web", "worker"):
         file = system.run / f"{name}.pid"
-        until(
-            lambda file=file, name=name: (
-                file.exists() and file.read_text().strip() not in {"", str(pids[name])}
-            )
-        )
+        until(partial(restarted, file, pids[name]))
     until(lambda: (system.run / "worker.ready").exists())
 
     second = manage(system.var, "up", PORTS="auto")
@@ -128,10 +129,10 @@ def test_everything_starts_survives_kills_and_leaves_nothing_behind(up: Callable
     assert system.stop() == 0, system.out.read_text()
     assert not [process for process in processes if alive(process.pid)]
     assert not list(system.run.glob("*.json"))
-    for port in ports.values():
+    for number in ports.values():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("127.0.0.1", number))
     assert "Traceback" not in system.out.read_text()
 
 
