@@ -26,6 +26,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     list_per_page = 50
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         with unscoped("the admin shows every workspace to staff"):
@@ -39,11 +40,14 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return [name for name in self.list_display if isinstance(name, str) and self._relation(name)]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
-        return [field.name for field in self.model._meta.fields]
+        hidden = set(self.exclude or ())
+        return [field.name for field in self.model._meta.fields if field.name not in hidden]
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
@@ -65,11 +69,10 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
 
 class RowsInline(admin.TabularInline):
-    """Related rows below a row, read-only, each with a link to its own page."""
+    """Related rows below a row, read-only."""
 
     extra = 0
     can_delete = False
-    show_change_link = True
     max_num = 0
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
@@ -82,6 +85,8 @@ class RowsInline(admin.TabularInline):
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
 
 def _link_to(name: str) -> Callable[[Any], SafeString | str]:
     @admin.display(description=name.replace("_", " "), ordering=name)

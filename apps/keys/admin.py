@@ -76,13 +76,14 @@ class KeyAdmin(ReadOnlyAdmin):
     list_filter = ("enabled",)
     search_fields = ("id", "start", "name", "identity__external_id", "workspace__slug")
     inlines = (RatelimitInline,)
+    exclude = ("hash",)
 
 
 @admin.register(EncryptedKey)
 class EncryptedKeyAdmin(ReadOnlyAdmin):
     list_display = ("pk", "key", "workspace")
     search_fields = ("key__id", "workspace__slug")
-    fields = ("key", "workspace")
+    exclude = ("ciphertext",)
 
 
 @admin.register(Ratelimit)

@@ -78,4 +78,4 @@ class EnvironmentVariableAdmin(ReadOnlyAdmin):
     list_display = ("key", "environment", "kind", "description", "workspace", "updated_at")
     list_filter = ("kind",)
     search_fields = ("id", "key", "environment__id")
-    fields = ("workspace", "environment", "key", "kind", "description", "created_at", "updated_at")
+    exclude = ("ciphertext",)

@@ -37,3 +37,4 @@ class RootKeyAdmin(ReadOnlyAdmin):
     list_display_links = ("name", "start")
     list_filter = ("enabled",)
     search_fields = ("id", "name", "start", "workspace__slug")
+    exclude = ("hash",)

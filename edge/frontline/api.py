@@ -14,12 +14,14 @@ import msgspec
 from edge.http.proxy import forward
 from edge.http.request import Head, Request
 from edge.http.upstream import Pool
-from unkey.errors import Fault, RequestBodyTooLarge, ServiceUnavailable, UnexpectedError
+from unkey.errors import Fault, RequestBodyTooLarge, RouteNotFound, ServiceUnavailable, UnexpectedError
 
 log = logging.getLogger(__name__)
 
 _VERIFY = b"/v2/keys.verifyKey"
 _BODY_BYTES = 10 * 1024 * 1024
+# Headers of the API's own contract that begin as those that only an edge may set.
+_OF_CLIENTS = (b"x-unkey-client", b"x-unkey-digest", b"x-unkey-metrics")
 _TOLD = (b"authorization", b"content-type", b"accept")
 _PLAIN = {"content-type": "application/json"}
 
@@ -61,8 +63,10 @@ class Api:
         """Answer one request; a `Server` calls this."""
         if request.target == _VERIFY and request.method == b"POST":
             request.read_body(_BODY_BYTES, self._verify, self._refuse)
+        elif request.target.startswith(b"/v2/"):
+            forward(request, self._pool, self._web, request_lines=_own_headers(request), refuse=self._refuse)
         else:
-            forward(request, self._pool, self._web, refuse=self._refuse)
+            self._refuse(request, RouteNotFound("This port serves the API, at /v2/."))
 
     def _verify(self, request: Request, body: bytes) -> None:
         headers = self._headers(request.head)
@@ -116,3 +120,10 @@ class Api:
             },
         }
         request.respond(kind.status, b"content-type: application/json\r\n", msgspec.json.encode(body))
+
+
+def _own_headers(request: Request) -> bytes:
+    """Return the header lines of clients' own that go on to web although they begin with `X-Unkey-`."""
+    return b"".join(
+        b"%b: %b\r\n" % (name, value) for lower, name, value in request.fields if lower in _OF_CLIENTS
+    )

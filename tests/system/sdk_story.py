@@ -38,7 +38,6 @@ def main(server_url: str, root_key: str) -> None:
         client.keys.delete_key(key_id=key.key_id)
         deleted = _until(client, key.key, "NOT_FOUND")
         project = client.projects.create_project(name="From the SDK", slug="from-the-sdk").data
-        client.apps.create_app(project="from-the-sdk", name="Web", slug="web")
         listed = client.deployments.list_deployments()
         try:
             client.apis.get_api(api_id="api_does_not_exist")

@@ -1,5 +1,6 @@
 """The published Python SDK works against the edge's API port: one base URL serves all of it."""
 
+import http.client
 import json
 import subprocess
 from collections.abc import Callable
@@ -43,3 +44,19 @@ def test_the_sdk_tells_the_story_of_the_demo(
     assert story["project"] == "proj_"
     assert [app.project, "default", "production", "ready"] in story["deployments"]
     assert story["missing"] == "404"
+
+
+def test_the_api_port_passes_only_v2_on_and_keeps_the_clients_own_headers(
+    system: System, platform: Platform, project: Callable[[], Deployed]
+) -> None:
+    app = project()
+    deployed = app.deploy("1")
+    row = app.deployment(deployed["deploymentId"])
+    assert row["trigger"] == {"via": "cli"}
+
+    for path in ("/internal/agents/heartbeat", "/admin/", "/metrics", "/"):
+        connection = http.client.HTTPConnection("127.0.0.1", system.ports["EDGE_API_PORT"], timeout=10)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["error"]["status"]) == (404, 404), path
+        connection.close()

@@ -26,3 +26,12 @@ def test_list_page_opens_and_searches(model: type[models.Model], staff: Client) 
     assert (
         staff.get(reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_add")).status_code == 403
     )
+
+
+@pytest.mark.django_db
+def test_pages_of_rows_show_no_hash_and_no_ciphertext(staff: Client) -> None:
+    for model in OURS:
+        page = admin.site._registry[model]
+        shown = page.get_readonly_fields(None)  # type: ignore[arg-type]
+        secret = {"hash", "ciphertext", "private_key", "variables"} & set(shown)
+        assert not secret, f"{model._meta.label} shows {secret}"
