@@ -16,10 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from scripts.demo import HELLO, PYTHON, Platform, System  # noqa: E402
+from scripts.demo import HELLO, PYTHON, Platform, System
 
 BAR_SECONDS = 2.0
 

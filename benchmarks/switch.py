@@ -15,11 +15,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from benchmarks.deploy import connect  # noqa: E402
-from scripts.demo import HELLO, Platform, System, Visitor  # noqa: E402
+from benchmarks.deploy import connect
+from scripts.demo import HELLO, Platform, System, Visitor
 
 BAR_SECONDS = 0.25
 

@@ -352,7 +352,7 @@ def run(story: Story, system: System) -> dict[str, Any]:
     options = ("--project", project, "--app", app, "--env", environment)
     with story.step("project", "create project hello, set a variable"):
         _remove_earlier(platform, project)
-        platform.call("projects.createProject", {"name": "Hello", "slug": project})
+        _until(lambda: _create_project(platform, project), f"the name {project} is not free", 30)
         platform.call("apps.createApp", {"project": project, "name": "Default", "slug": app})
         platform.unkey("env", "set", "GREETING=Good day", *options)
 
@@ -481,6 +481,12 @@ def _remove_earlier(platform: Platform, slug: str) -> None:
     for row in platform.call("projects.listProjects", {"limit": 100}):
         if row["slug"] == slug:
             platform.call("projects.deleteProject", {"project": row["id"]})
+
+
+def _create_project(platform: Platform, slug: str) -> bool:
+    """Create a project; says whether its slug was free: a deleted project gives it up in the background."""
+    body = {"name": slug.title(), "slug": slug}
+    return platform.call("projects.createProject", body, status=(200, 409)) is not None
 
 
 def _until_ready(platform: Platform, deployment: str) -> None:

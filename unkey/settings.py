@@ -85,8 +85,7 @@ LANGUAGE_CODE = "en"
 TIME_ZONE = "UTC"
 USE_TZ = True
 USE_I18N = False
-DATETIME_FORMAT = "Y-m-d H:i:s"
-DATE_FORMAT = "Y-m-d"
+FORMAT_MODULE_PATH = ["unkey.formats"]
 
 STATIC_URL = "static/"
 STATICFILES_DIRS: list[Any] = []

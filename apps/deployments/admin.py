@@ -34,11 +34,11 @@ class DeploymentAdmin(ReadOnlyAdmin):
         "id",
         "status",
         "desired_state",
+        "project",
         "app",
         "environment",
-        "trigger",
         "workspace",
-        "error_code",
+        "trigger",
         "created_at",
     )
     list_filter = ("status", "desired_state", "trigger")

@@ -107,7 +107,7 @@ class Api:
 
     @staticmethod
     def _refuse(request: Request, fault: Fault) -> None:
-        if not isinstance(fault, RequestBodyTooLarge | UnexpectedError):
+        if not isinstance(fault, RequestBodyTooLarge | RouteNotFound | UnexpectedError):
             fault = ServiceUnavailable("The management API cannot be reached; try again in a moment.")
         kind = fault.kind
         body = {
