@@ -33,11 +33,9 @@ class DeploymentAdmin(ReadOnlyAdmin):
     list_display = (
         "id",
         "status",
-        "desired_state",
         "project",
-        "app",
         "environment",
-        "workspace",
+        "desired_state",
         "trigger",
         "created_at",
     )

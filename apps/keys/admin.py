@@ -67,10 +67,9 @@ class KeyAdmin(ReadOnlyAdmin):
         "name",
         "key_space",
         "identity",
-        "workspace",
         "enabled",
         "remaining",
-        "expires_at",
+        "created_at",
         "deleted_at",
     )
     list_filter = ("enabled",)

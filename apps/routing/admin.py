@@ -13,8 +13,6 @@ class FrontlineRouteAdmin(ReadOnlyAdmin):
         "sticky",
         "deployment",
         "environment",
-        "app",
-        "workspace",
         "version",
         "deleted_at",
     )

@@ -19,11 +19,10 @@ class WorkflowRunAdmin(ReadOnlyAdmin):
         "service",
         "state",
         "step",
-        "key",
-        "failures",
-        "next_at",
         "created_at",
         "finished_at",
+        "next_at",
+        "key",
     )
     list_filter = ("state", "service", "queue")
     search_fields = ("id", "key", "idempotency_key", "workspace_id", "error_code")
