@@ -13,7 +13,7 @@ from unkey.errors import Violation
 from unkey.rpc.authorization import Rule, T, U
 from unkey.rpc.call import Call, Page
 from unkey.rpc.routes import JSON, route
-from unkey.rpc.schema import array, boolean, handle, integer, number, obj, optional, string
+from unkey.rpc.schema import array, boolean, handle, integer, moment, number, obj, optional, string
 
 _STATUSES = tuple(Deployment.Status.values)
 _NOTHING = obj({})
@@ -69,6 +69,7 @@ DEPLOYMENT = obj(
         ),
         "createdAt": integer(0),
         "updatedAt": optional(integer(0)),
+        "finishedAt": optional(integer(0)),
     }
 )
 
@@ -153,6 +154,9 @@ def get_deployment(call: Call) -> JSON:
         {
             **{name: optional(schema) for name, schema in _NAMES.items()},
             "status": optional(array(string(choices=_STATUSES), most=len(_STATUSES))),
+            "branch": optional(array(string(1, 256), most=100)),
+            "startTime": optional(moment()),
+            "endTime": optional(moment()),
             "limit": optional(integer(1, 100), default=100),
             "cursor": optional(string()),
         }
@@ -165,7 +169,7 @@ def get_deployment(call: Call) -> JSON:
 def list_deployments(call: Call) -> Page:
     """List deployments, the newest first, of the workspace or of a project, app or environment."""
     body = call.body
-    _check_hierarchy(body)
+    _check_filters(body)
     found: dict[str, str | None] = {}
     if "environment" in body:
         row = projects.find_environment(body["project"], body["app"], body["environment"])
@@ -175,7 +179,13 @@ def list_deployments(call: Call) -> Page:
     elif "project" in body:
         found["project_id"] = projects.find_project(body["project"]).id
     rows, cursor = queries.newest(
-        **found, statuses=body.get("status"), limit=body["limit"], cursor=body.get("cursor")
+        **found,
+        statuses=body.get("status"),
+        branches=body.get("branch"),
+        since=clock.from_ms(body["startTime"]) if "startTime" in body else None,
+        until=clock.from_ms(body["endTime"]) if "endTime" in body else None,
+        limit=body["limit"],
+        cursor=body.get("cursor"),
     )
     return Page(_show(rows), cursor)
 
@@ -376,13 +386,16 @@ def _trigger(call: Call) -> Deployment.Trigger:
     return Deployment.Trigger.API
 
 
-def _check_hierarchy(body: dict[str, Any]) -> None:
-    for inner, outer in (("app", "project"), ("environment", "app")):
-        if inner in body and outer not in body:
-            message = f"{inner} requires {outer}"
-            raise errors.InvalidInput(
-                message, violations=(Violation(message, f"body.{inner}", f"Add {outer}."),)
-            )
+def _check_filters(body: dict[str, Any]) -> None:
+    faults = [
+        Violation(f"{inner} requires {outer}", f"body.{inner}", f"Add {outer}.")
+        for inner, outer in (("app", "project"), ("environment", "app"), ("branch", "app"))
+        if body.get(inner) and outer not in body
+    ]
+    if "startTime" in body and "endTime" in body and body["endTime"] <= body["startTime"]:
+        faults.append(Violation("endTime must be later than startTime", "body.endTime"))
+    if faults:
+        raise errors.InvalidInput(faults[0].message, violations=tuple(faults))
 
 
 def _url(host: str) -> str:
@@ -434,4 +447,6 @@ def _show_one(row: Deployment, hosts: list[str]) -> dict[str, Any]:
         }
     if row.updated_at:
         shown["updatedAt"] = clock.to_ms(row.updated_at)
+    if row.finished_at and row.status in Deployment.TERMINAL:
+        shown["finishedAt"] = clock.to_ms(row.finished_at)
     return shown

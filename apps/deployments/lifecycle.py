@@ -89,10 +89,12 @@ def cut(text: str) -> str:
 
 
 def set_status(deployment: Deployment, status: Deployment.Status) -> None:
-    """Write a status."""
+    """Write a status, and with the first one that ends the deployment when that was."""
     deployment.status = status
     deployment.updated_at = clock.now()
-    deployment.save(update_fields=["status", "updated_at"])
+    if status in Deployment.TERMINAL and deployment.finished_at is None:
+        deployment.finished_at = deployment.updated_at
+    deployment.save(update_fields=["status", "updated_at", "finished_at"])
 
 
 def fail(deployment: Deployment, code: str, message: str) -> None:

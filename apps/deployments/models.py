@@ -67,6 +67,9 @@ class Deployment(Tenant):
     error_code = models.CharField(max_length=64, blank=True)
     error_step = models.CharField(max_length=32, blank=True)
     error_message = models.TextField(blank=True)
+    finished_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="when it first became ready, failed or was given up"
+    )
 
     class Meta:
         indexes = [

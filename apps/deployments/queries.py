@@ -1,6 +1,7 @@
 """Reads of deployments: rows of a workspace, how far their regions are, what may be done to them."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.db.models import Q
@@ -88,10 +89,21 @@ def newest(
     app_id: str | None = None,
     environment_id: str | None = None,
     statuses: list[str] | None = None,
+    branches: list[str] | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
     limit: int,
     cursor: str | None = None,
 ) -> tuple[list[Deployment], str | None]:
     """Return a page of the workspace's deployments, newest first, and the cursor of the next page.
+
+    Args:
+        project_id, app_id, environment_id: only those of it.
+        statuses, branches: only those of one of these; empty or None: of any.
+        since: only those made then or later.
+        until: only those made before.
+        limit: most rows of the page.
+        cursor: id of the page's first deployment.
 
     Raises:
         InvalidInput: the cursor names no deployment of the workspace.
@@ -105,6 +117,12 @@ def newest(
         rows = rows.filter(environment_id=environment_id)
     if statuses:
         rows = rows.filter(status__in=statuses)
+    if branches:
+        rows = rows.filter(git_branch__in=branches)
+    if since:
+        rows = rows.filter(created_at__gte=since)
+    if until:
+        rows = rows.filter(created_at__lt=until)
     if cursor:
         first = Deployment.objects.filter(pk=cursor).values_list("created_at", "id").first()
         if first is None:

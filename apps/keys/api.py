@@ -25,13 +25,12 @@ from unkey.rpc.schema import (
     boolean,
     identifier,
     integer,
+    moment,
     nullable,
     obj,
     optional,
     string,
 )
-
-LAST_MOMENT = 4_102_444_800_000
 
 API_ID = identifier(8)
 KEY_ID = identifier(3)
@@ -39,7 +38,7 @@ SLUG = string(1, 128, pattern=r"^[a-zA-Z0-9_:\-\.\*]+$")
 ROLE_NAME = string(1, 128)
 EXTERNAL_ID = string(1, 255, pattern=r"^[a-zA-Z0-9_.-]+$")
 META = anything(100)
-EXPIRES = integer(0, LAST_MOMENT)
+EXPIRES = moment()
 NOTHING = obj({})
 
 REFILL = obj(
@@ -353,7 +352,7 @@ UPDATE_KEY = T("api.{api}.update_key") | U("keyspaces/{keyspace}/keys/{key}#upda
                     )
                 )
             ),
-            "ratelimits": optional(array(RATELIMIT_REQUEST, most=50)),
+            "ratelimits": optional(nullable(array(RATELIMIT_REQUEST, most=50))),
             "enabled": optional(boolean()),
             "roles": optional(array(ROLE_NAME, most=100)),
             "permissions": optional(array(SLUG, most=1000)),
@@ -382,7 +381,7 @@ def update_key(call: Call) -> JSON:
     if "credits" in body:
         given |= _changed_credits(body["credits"])
     if "ratelimits" in body:
-        given["ratelimits"] = _limits(body["ratelimits"])
+        given["ratelimits"] = _limits(body["ratelimits"] or [])
     services.update_key(key, **given, actor=call.actor)
     return {}
 

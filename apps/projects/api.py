@@ -1,6 +1,6 @@
 """`/v2` operations on projects, apps, environments and their variables."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 from apps.projects import queries, services
 from apps.projects.models import App, Environment, EnvironmentVariable, Project
@@ -115,6 +115,17 @@ _NO_GIT = (
 )
 
 
+def _connect(git: dict[str, str]) -> NoReturn:
+    if "repository" not in git:
+        raise errors.InvalidInput(
+            "The app has no connected repository.",
+            violations=(
+                Violation("the app has no connected repository", "body.git", "Give git.repository."),
+            ),
+        )
+    raise errors.PreconditionFailed(_NO_GIT)
+
+
 def _environment_rule(action: str) -> Any:
     return T(f"environment.{{environment}}.{action}") | U(f"{_ENVIRONMENT_URN}#{action}")
 
@@ -227,7 +238,9 @@ _CONNECT = T("app.{app}.connect_repository")
             "project": _SLUG,
             "name": _NAME,
             "slug": _SLUG,
-            "git": optional(obj({"repository": string(1, 255), "defaultBranch": optional(string(1, 256))})),
+            "git": optional(
+                obj({"repository": optional(string(1, 255)), "defaultBranch": optional(string(1, 256))})
+            ),
         }
     ),
     response=obj({"appId": identifier(8)}),
@@ -235,12 +248,12 @@ _CONNECT = T("app.{app}.connect_repository")
     errors=[errors.ProjectNotFound, errors.AppAlreadyExists, errors.PreconditionFailed],
 )
 def create_app(call: Call) -> JSON:
-    """Create an app with a production and a preview environment."""
+    """Create an app with a production and a preview environment; an empty `git` connects nothing yet."""
     project = queries.find_project(call.body["project"])
     call.authorize(project=project.id)
-    if "git" in call.body:
+    if call.body.get("git"):
         call.authorize(T("app.*.connect_repository"))
-        raise errors.PreconditionFailed(_NO_GIT)
+        _connect(call.body["git"])
     app = services.create_app(project, name=call.body["name"], slug=call.body["slug"], actor=call.actor)
     return {"appId": app.id}
 
@@ -318,14 +331,7 @@ def update_app(call: Call) -> JSON:
         call.authorize(app=app.id)
     git = call.body.get("git")
     if git is not None:
-        if "repository" not in git:
-            raise errors.InvalidInput(
-                "The app has no connected repository.",
-                violations=(
-                    Violation("the app has no connected repository", "body.git", "Give git.repository."),
-                ),
-            )
-        raise errors.PreconditionFailed(_NO_GIT)
+        _connect(git)
     return _show_app(services.update_app(app, actor=call.actor, **changes))
 
 

@@ -23,6 +23,7 @@ from unkey.errors import Violation
 Schema = dict[str, Any]
 
 INT64 = 2**63 - 1
+_LAST_MOMENT = 4_102_444_800_000
 REDACTED = "[REDACTED]"
 _REDACT = "x-unkey-redact"
 _MAX_VIOLATIONS = 50
@@ -88,6 +89,11 @@ def integer(least: int | None = None, most: int | None = INT64, *, about: str = 
     if most is None or most > 2**31:
         schema["format"] = "int64"
     return _described(schema, about)
+
+
+def moment(*, about: str = "") -> Schema:
+    """A point in time in Unix milliseconds, until the end of 2099."""
+    return integer(0, _LAST_MOMENT, about=about)
 
 
 def number(least: float | None = None, most: float | None = None, *, about: str = "") -> Schema:

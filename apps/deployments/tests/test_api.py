@@ -34,6 +34,7 @@ def test_a_deployment_is_shown_in_full(platform: Platform) -> None:
     shown = platform.get(made)
     row = platform.row(made)
     assert row.updated_at is not None
+    assert row.finished_at is not None
     suffix = f"{platform.tenant.workspace.slug}.{env.DEFAULT_DOMAIN}"
     assert shown == {
         "id": made,
@@ -42,6 +43,7 @@ def test_a_deployment_is_shown_in_full(platform: Platform) -> None:
         "environment": "production",
         "app": "default",
         "project": "shop",
+        "trigger": {"via": "api"},
         "docker": {"image": image},
         "availableActions": [],
         "regions": [env.REGION],
@@ -61,7 +63,21 @@ def test_a_deployment_is_shown_in_full(platform: Platform) -> None:
         },
         "createdAt": clock.to_ms(row.created_at),
         "updatedAt": clock.to_ms(row.updated_at),
+        "finishedAt": clock.to_ms(row.finished_at),
     }
+
+
+def test_a_deployment_is_finished_once_and_not_before(platform: Platform) -> None:
+    made = platform.create("preview")
+    assert "finishedAt" not in platform.get(made)
+    with clock.shifted(timedelta(minutes=1)):
+        platform.finish(made)
+    ready = platform.get(made)
+    assert ready["finishedAt"] >= ready["createdAt"] + 60_000
+    platform.tenant("deployments.stopDeployment", {"deploymentId": made})
+    platform.report_none(made)
+    stopped = platform.get(made)
+    assert (stopped["status"], stopped["finishedAt"]) == ("stopped", ready["finishedAt"])
 
 
 @pytest.mark.parametrize(
@@ -257,6 +273,26 @@ def test_deployments_are_listed_newest_first_in_pages(platform: Platform) -> Non
     assert len(tenant("deployments.listDeployments", {"status": ["pending"]})) == 3
 
 
+def test_deployments_are_listed_by_branch_and_time(platform: Platform) -> None:
+    made = []
+    for minutes, branch in enumerate(("main", "fix", "")):
+        with clock.shifted(timedelta(minutes=minutes)):
+            made.append(platform.create())
+        Deployment.objects.unscoped("test").filter(pk=made[-1]).update(git_branch=branch)
+    first, second, third = made
+    middle = platform.get(second)["createdAt"]
+
+    def listed(**filters: object) -> list[str]:
+        return [row["id"] for row in platform.tenant("deployments.listDeployments", filters)]
+
+    assert listed(**platform.names, branch=["main", "fix"]) == [second, first]
+    assert listed(**platform.names, branch=["other"]) == []
+    assert listed(branch=[]) == [third, second, first]
+    assert listed(startTime=middle) == [third, second]
+    assert listed(endTime=middle) == [first]
+    assert listed(startTime=middle, endTime=middle + 1) == [second]
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -267,6 +303,8 @@ def test_deployments_are_listed_newest_first_in_pages(platform: Platform) -> Non
         ({"limit": 0}, 400),
         ({"limit": 101}, 400),
         ({"cursor": "d_nobody"}, 400),
+        ({"project": "shop", "branch": ["main"]}, 400),
+        ({"startTime": 5, "endTime": 5}, 400),
     ],
 )
 def test_a_listing_that_makes_no_sense_is_refused(

@@ -193,6 +193,18 @@ def test_a_repository_cannot_be_connected_yet_and_nothing_is_made(tenant: Tenant
     )
 
 
+def test_an_empty_git_connects_nothing_yet(tenant: Tenant, project: str) -> None:
+    limited = tenant.holding("project.*.create_app")
+    body = {"project": "shop", "name": "x", "slug": "api", "git": {}}
+    made = limited("apps.createApp", body)["appId"]
+    shown = tenant("apps.getApp", {"project": "shop", "app": made})
+    assert "git" not in shown
+
+    error = tenant.refused("apps.createApp", {**body, "slug": "web", "git": {"defaultBranch": "main"}}, 400)
+    assert error["errors"][0]["location"] == "body.git"
+    tenant.refused("apps.getApp", {"project": "shop", "app": "web"}, 404)
+
+
 def test_an_app_is_changed(tenant: Tenant, app: str) -> None:
     names = {"project": "shop", "app": "api"}
     shown = tenant("apps.updateApp", {**names, "name": "New", "slug": "web", "git": None})
