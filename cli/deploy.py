@@ -6,17 +6,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cli.client import Client, Refused
+from cli.client import Client, Refused, Unreachable
 from cli.link import Link, resolve, slug
 from cli.terminal import Terminal, size
 
 POLL_SECONDS = 0.15
+PATIENCE_SECONDS = 30.0
 FINISHED = {"ready", "failed", "skipped", "stopped", "superseded", "cancelled"}
-OK, FAILED, TIMED_OUT = 0, 1, 6
+OK, FAILED, TIMED_OUT, INTERRUPTED = 0, 1, 6, 130
+
+_LOOK = "`unkey ps` shows how it went"
 
 
 def deploy(client: Client, options: argparse.Namespace, terminal: Terminal) -> int:
-    """Deploy a folder; returns the exit status: 0 ready (or accepted), 1 failed, 6 not finished in time."""
+    """Deploy a folder; returns the exit status: 0 ready (or accepted), 1 failed, 6 not finished in time, 130 interrupted."""
     from unkey import snapshots
 
     folder = Path(options.folder)
@@ -52,11 +55,27 @@ def deploy(client: Client, options: argparse.Namespace, terminal: Terminal) -> i
 def follow(
     client: Client, identifier: str, timeout: float, terminal: Terminal, began: float, image: str = ""
 ) -> int:
-    """Show a deployment's steps until it has ended; returns the exit status."""
+    """Show a deployment's steps until it has ended; returns the exit status.
+
+    The deployment does not depend on who watches it: Ctrl-C and an API that is away end the watching.
+    """
+    try:
+        return _follow(client, identifier, timeout, terminal, began, image)
+    except KeyboardInterrupt:
+        terminal.error(f"interrupted; {identifier} goes on without us", [_LOOK])
+        terminal.document({"deploymentId": identifier, "error": "interrupted", "exitStatus": INTERRUPTED})
+        return INTERRUPTED
+    except Unreachable as error:
+        raise Unreachable(f"{error}; {identifier} goes on without us") from None
+
+
+def _follow(
+    client: Client, identifier: str, timeout: float, terminal: Terminal, began: float, image: str
+) -> int:
     shown: set[str] = set()
     while True:
-        deployment = client.call("deployments.getDeployment", {"deploymentId": identifier})
-        progress = client.call("deployments.listSteps", {"deploymentId": identifier})
+        deployment = _ask(client, "deployments.getDeployment", identifier)
+        progress = _ask(client, "deployments.listSteps", identifier)
         for step in progress["steps"]:
             if step.get("endedAt") and step["step"] not in shown:
                 shown.add(step["step"])
@@ -64,9 +83,10 @@ def follow(
         if deployment["status"] in FINISHED:
             break
         if time.monotonic() - began > timeout:
-            terminal.error(
+            said = (
                 f"{identifier} is still {deployment['status']} after {timeout:.0f} s; it goes on without us"
             )
+            terminal.error(said, [_LOOK])
             terminal.document({"deploymentId": identifier, "status": deployment["status"]})
             return TIMED_OUT
         terminal.waiting(f"{deployment['status']} … {time.monotonic() - began:.1f} s")
@@ -91,17 +111,34 @@ def follow(
     result["error"] = error
     headline = f"{identifier} {deployment['status']}"
     if error:
-        headline += f" at step {error['step']} ({error['code']})"
+        headline += f" at step {error['step']}"
+        headline += f" ({error['code']})" if error["code"] != "unknown" else ""
     terminal.error(headline, error.get("message", "").splitlines())
     terminal.document(result)
     return FAILED
+
+
+def _ask(client: Client, operation: str, identifier: str) -> Any:
+    """Ask about a deployment, again and again while the API is away for a moment (its process restarts)."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return client.call(operation, {"deploymentId": identifier})
+        except Unreachable:
+            if time.monotonic() > until:
+                raise
+        except Refused as refused:
+            if refused.status < 500 or time.monotonic() > until:
+                raise
+        time.sleep(POLL_SECONDS * 4)
 
 
 def _show(step: dict[str, Any], terminal: Terminal) -> None:
     seconds = (step["endedAt"] - step["startedAt"]) / 1000
     failed = bool(step.get("error"))
     mark = terminal.paint("✗", "red") if failed else terminal.paint("✓", "green")
-    message = (step.get("error") or step.get("message") or "").splitlines()
+    # Why it failed is said once, at the end.
+    message = [] if failed else step.get("message", "").splitlines()
     first = f"  {message[0]}" if message else ""
     terminal.line(f"  {mark} {step['step']:<11}{terminal.paint(f'{seconds:6.2f} s', 'dim')}{first}")
     for more in message[1:]:

@@ -130,7 +130,7 @@ def _last_words(run: Run) -> JSON:
         return None
     deployment = _read(run)
     lines, _ = logs.fetch(queries.agents(deployment), deployment.id, LAST_LINES)
-    return [str(line.get("text", "")) for line in lines]
+    return [str(line.get("text", "")) for line in lines if line.get("stream") != "agent"]
 
 
 @step(outside=_last_words, timeout=30)
