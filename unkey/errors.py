@@ -149,6 +149,7 @@ NoRunningInstances = _fault("frontline:capacity:no_running_instances", 503, "Ser
 DeploymentOffline = _fault("frontline:capacity:deployment_offline", 503, "Service Unavailable")
 FrontlineInternalError = _fault("frontline:platform:internal_server_error", 500, "Internal Server Error")
 ConfigLoadFailed = _fault("frontline:platform:config_load_failed", 500, "Internal Server Error")
+KeyLookupUnavailable = _fault("frontline:platform:key_lookup_unavailable", 503, "Service Unavailable")
 InvalidConfiguration = _fault("frontline:config:invalid_configuration", 422, "Unprocessable Content")
 BadGateway = _fault("frontline:upstream:bad_gateway", 502, "Bad Gateway")
 UpstreamUnavailable = _fault("frontline:upstream:service_unavailable", 503, "Service Unavailable")

@@ -19,11 +19,11 @@ from edge.verify.steps import (
     Verdict,
 )
 from unkey.errors import (
-    ConfigLoadFailed,
     Fault,
     FrontlineInternalError,
     GatewayInsufficientPermissions,
     InvalidKey,
+    KeyLookupUnavailable,
     MissingCredentials,
     PermissionsQuerySyntaxError,
     PreconditionFailed,
@@ -99,7 +99,11 @@ class Keyauth:
         try:
             subject = await finding
         except ServiceUnavailable:
-            return ConfigLoadFailed("The key is not known here and could not be looked up; try again.")
+            # Neither valid nor invalid: whether there is such a key cannot be known at the moment.
+            return KeyLookupUnavailable(
+                "The key is not known here and cannot be looked up at the moment; try again.",
+                headers={"Retry-After": "1"},
+            )
         if subject is None:
             return InvalidKey("The API key is not valid.")
         outcome = self._verify(subject, state)
@@ -122,7 +126,9 @@ class Keyauth:
         try:
             return self._judge(await verifying, state)
         except ServiceUnavailable:
-            return ConfigLoadFailed("The key's credits could not be read; try again.")
+            return KeyLookupUnavailable(
+                "The key's credits cannot be read at the moment; try again.", headers={"Retry-After": "1"}
+            )
 
     def _judge(self, verdict: Verdict, state: State) -> Fault | None:
         for counted in verdict.counted:

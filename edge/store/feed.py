@@ -5,10 +5,12 @@ Imports Django's models, so it is imported only after `django.setup()`, in the d
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 import structlog
+from django.db import connection
 from django.db.models import F, Model, Q
 
 from apps.certs.models import Certificate as CertificateRow
@@ -185,7 +187,7 @@ def _certificate(row: _Row, _: dict[str, Any]) -> SealedCertificate:
 
 
 def _workspace(row: _Row, _: dict[str, Any]) -> Workspace:
-    return Workspace(id=row["pk"], enabled=row["enabled"], version=row["version"])
+    return Workspace(row["pk"], row["enabled"], row["version"], row["requests_per_minute"])
 
 
 def _root_key(row: _Row, _: dict[str, Any]) -> RootKey:
@@ -304,7 +306,13 @@ INSTANCES = Table(
     InstanceRow, _same("deployment_id", "address", "status", region_name="region__name"), _instance
 )
 CERTIFICATES = Table(CertificateRow, _same("hostname", "chain", "private_key", "keyring"), _certificate)
-WORKSPACES = Table(WorkspaceRow, _same("enabled"), _workspace, owner="pk")
+# Limits have no version of their own: whoever changes them stamps the workspace.
+WORKSPACES = Table(
+    WorkspaceRow,
+    _same("enabled", requests_per_minute="limits__api_requests_per_minute"),
+    _workspace,
+    owner="pk",
+)
 ROOT_KEYS = Table(
     RootKeyRow,
     _same("hash", "workspace_id", "permissions", "enabled", "expires_at", "deleted_at"),
@@ -361,14 +369,42 @@ def heads() -> dict[str, int]:
     }
 
 
+# A transaction's reads all see one moment; no lock is taken that a writer would wait for.
+_BEGIN = {
+    "sqlite": ("BEGIN DEFERRED",),
+    "mysql": (
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+        "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
+    ),
+}
+
+
+@contextmanager
+def cut() -> Iterator[dict[str, int]]:
+    """Read within the block as of one moment; yields the heads of that moment.
+
+    What is read of several streams then fits together: a route never without the policies and the
+    instances that were committed before it.
+    """
+    with connection.cursor() as cursor:
+        for statement in _BEGIN[connection.vendor]:
+            cursor.execute(statement)
+        try:
+            yield heads()
+        finally:
+            cursor.execute("ROLLBACK")
+
+
 def pages(
-    stream: str, applied: int, key_capacity: int, rejected: Callable[[str], None]
+    stream: str, applied: int, head: int, key_capacity: int, rejected: Callable[[str], None]
 ) -> Iterator[list[Record]]:
     """Read what changed in a stream, a page of records at a time.
 
     Args:
         stream: its name.
         applied: the last version that was applied; `FULL`: everything.
+        head: the version to stop at. Tables that several `keys` streams share are indexed by version
+            alone: between two versions few rows of the other streams are in the way.
         key_capacity: most keys worth reading at once; the newest are read.
         rejected: told the table of each row that could not be read.
     """
@@ -385,10 +421,10 @@ def pages(
             rows = rows.filter(deleted_at__isnull=True)
         last: tuple[int, str] | None = None
         while True:
-            after = Q(version__gt=since)
+            after = Q(version__gt=since, version__lte=head)
             if last is not None:
                 # Rows that were stamped together share a version: a page may end between them.
-                after = Q(version__gt=last[0]) | Q(version=last[0], pk__gt=last[1])
+                after = Q(version__gt=last[0], version__lte=head) | Q(version=last[0], pk__gt=last[1])
             query = rows.filter(after).order_by("version", "pk")[:PAGE]
             page, places = table.page(query, rejected)
             if table.owner:

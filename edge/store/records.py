@@ -86,11 +86,16 @@ class SealedCertificate(Struct, frozen=True):
 
 
 class Workspace(Struct, frozen=True):
-    """A tenant; stream `keys:<shard>`."""
+    """A tenant; stream `keys:<shard>`.
+
+    Args:
+        requests_per_minute: most requests of the API, None: any number.
+    """
 
     id: str
     enabled: bool
     version: int
+    requests_per_minute: int | None = None
 
 
 class RootKey(Struct, frozen=True):

@@ -58,6 +58,8 @@ REPORT_SECONDS = 1.0
 TICK_SECONDS = 30.0
 _LONGEST_PAUSE = 1.0
 _PAGE_SECONDS = 30
+# A route is never known before the policies and the instances behind it.
+_TOGETHER = ("sentinels", "instances", "certificates", "routes")
 # A snapshot of a million keys takes seconds to write: it may take this part of the time, no more.
 _SNAPSHOT_SHARE = 0.05
 
@@ -300,50 +302,69 @@ class Store:
 
     async def _poll(self) -> None:
         heads = await self._ask(partial(_feed_call, "heads"))
-        for stream, head in sorted(heads.items(), key=_order):
-            applied = self.applied.get(stream)
-            if applied == head:
-                continue
-            if applied is not None and head < applied:
-                # The database was put back to an earlier state, or is another one.
-                log.warning("edge.stream_went_back", stream=stream, applied=applied, head=head)
-                await self._read_anew(stream, head)
-            else:
-                await self._catch_up(stream, applied, head)
+        behind = sorted(stream for stream, head in heads.items() if self.applied.get(stream) != head)
+        together = [stream for stream in _TOGETHER if stream in behind]
+        if together:
+            await self._move(together)
+        for stream in behind:
+            if stream not in together:
+                await self._catch_up(stream, heads[stream])
         self.ready = True
 
-    async def _catch_up(self, stream: str, applied: int | None, head: int) -> None:
+    async def _catch_up(self, stream: str, head: int) -> None:
+        applied = self.applied.get(stream)
+        if applied is not None and head < applied:
+            return await self._move([stream])
         loop = asyncio.get_running_loop()
 
-        def read() -> None:
+        def read() -> int:
             from edge.store import feed
 
             since = feed.FULL if applied is None else applied
-            for page in feed.pages(stream, since, self._capacity, self._rejected):
-                # Waiting for each page to be taken in keeps a large first read from piling up.
-                asyncio.run_coroutine_threadsafe(self._take(stream, page), loop).result(_PAGE_SECONDS)
+            with feed.cut() as heads:
+                head = heads.get(stream, 0)
+                for page in feed.pages(stream, since, head, self._capacity, self._rejected):
+                    # Waiting for each page to be taken in keeps a large first read from piling up.
+                    asyncio.run_coroutine_threadsafe(self._take_page(stream, page), loop).result(
+                        _PAGE_SECONDS
+                    )
+                return head
 
-        await self._ask(read)
-        self.applied[stream] = head
+        self.applied[stream] = await self._ask(read)
         self._dirty.set()
 
-    async def _read_anew(self, stream: str, head: int) -> None:
-        def read() -> list[Record]:
+    async def _move(self, streams: Sequence[str]) -> None:
+        """Take several streams in as of one moment, and at one moment: nobody sees half of a switch."""
+        applied = dict(self.applied)
+
+        def read() -> list[tuple[str, int, bool, list[Record]]]:
             from edge.store import feed
 
-            pages = feed.pages(stream, feed.FULL, self._capacity, self._rejected)
-            return [record for page in pages for record in page]
+            read_in = []
+            with feed.cut() as heads:
+                for stream in streams:
+                    known, head = applied.get(stream), heads.get(stream, 0)
+                    # A head that went back: the database is in an earlier state, or is another one.
+                    anew = known is not None and head < known
+                    since = feed.FULL if known is None or anew else known
+                    pages = feed.pages(stream, since, head, self._capacity, self._rejected)
+                    read_in.append((stream, head, anew, [record for page in pages for record in page]))
+            return read_in
 
-        # What is known goes on being served until all that replaces it is here.
-        records = await self._ask(read)
-        self._state.forget(stream, _shard_of)
-        if stream == "certificates":
-            self._sealed.clear()
-        await self._take(stream, records)
-        self.applied[stream] = head
+        for stream, head, anew, records in await self._ask(read):
+            if anew:
+                log.warning("edge.stream_went_back", stream=stream, applied=applied[stream], head=head)
+                self._state.forget(stream, _shard_of)
+                if stream == "certificates":
+                    self._sealed.clear()
+            self._take(stream, records)
+            self.applied[stream] = head
         self._dirty.set()
 
-    async def _take(self, stream: str, records: Sequence[Record]) -> None:
+    async def _take_page(self, stream: str, records: Sequence[Record]) -> None:
+        self._take(stream, records)
+
+    def _take(self, stream: str, records: Sequence[Record]) -> None:
         opened = [
             self._open(record) if isinstance(record, SealedCertificate) else record for record in records
         ]
@@ -393,7 +414,7 @@ class Store:
         self.counters["fetches"] += 1
         records = await self._ask(partial(_feed_call, what, digest, self._rejected))
         if records:
-            await self._take("keys", records)
+            self._take("keys", records)
             self._dirty.set()
         else:
             self._state.absent.put(digest, time.monotonic() + ABSENT_SECONDS)
@@ -446,7 +467,7 @@ class Store:
             return
         if any(isinstance(record, SealedCertificate) for record in records):
             await loop.run_in_executor(self._writer, _configure)
-        await self._take("snapshot", records)
+        self._take("snapshot", records)
         self.applied.update(applied)
         self.ready = True
         log.info("edge.snapshot_loaded", records=len(records))
@@ -530,10 +551,3 @@ def _shard_of(workspace_id: str) -> int:
     from apps.workspaces.models import shard_of
 
     return shard_of(workspace_id)
-
-
-def _order(head: tuple[str, int]) -> tuple[int, str]:
-    # A route must not be known before the instances and the policies behind it.
-    first = ("sentinels", "instances", "certificates")
-    name = head[0]
-    return (first.index(name) if name in first else 3, name)

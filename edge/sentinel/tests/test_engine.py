@@ -340,7 +340,8 @@ def test_a_demand_that_names_no_limit_is_an_internal_error():
 
 def test_a_key_that_cannot_be_looked_up_is_not_called_invalid():
     decision = decide(engine(KEYAUTH, keys=Keys({}, late=True, gone=True)), bearer("k"))
-    assert (code(decision), decision.fault.kind.status) == ("platform:config_load_failed", 500)
+    assert (code(decision), decision.fault.kind.status) == ("platform:key_lookup_unavailable", 503)
+    assert decision.fault.headers == {"Retry-After": "1"}
 
 
 def test_keyauth_policies_are_alternatives_once_one_has_succeeded():

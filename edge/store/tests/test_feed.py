@@ -1,12 +1,17 @@
 """The change feed as an edge sees it: order, tombstones, rows that cannot be read, the heartbeat."""
 
-from django.db import transaction
+import threading
+from contextlib import contextmanager
+
+from django.db import connection, transaction
 
 from apps.cluster import versions
 from apps.cluster.models import Edge, Stream
 from apps.deployments.models import Instance
 from apps.keys.models import Role
-from apps.routing.models import FrontlineRoute
+from apps.routing.models import FrontlineRoute, Sentinel
+from apps.workspaces.models import RootKey
+from edge.store import feed
 from edge.store.records import Absence, KeyRecord
 from edge.store.state import Lru, State
 from edge.verify.verifier import digest_of
@@ -50,6 +55,109 @@ def test_instances_of_this_region_come_first(start, owner, site):
         "local",
         "away",
     ]
+
+
+def in_a_thread(work):
+    """Run something on a database connection of its own."""
+
+    def run():
+        try:
+            work()
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+def read(stream, since, head):
+    rejected: list[str] = []
+    return [record for page in feed.pages(stream, since, head, 100, rejected.append) for record in page]
+
+
+def test_what_is_committed_during_a_read_belongs_to_the_next_one(owner, site):
+    def deploy():
+        owner.changed(site.sentinel, policies=[])
+        owner.changed(site.instance, address="127.0.0.1:21393")
+        owner.changed(site.route, fqdn="later.unkey.localhost")
+
+    with feed.cut() as heads:
+        in_a_thread(deploy)
+        assert [one.fqdn for one in read("routes", feed.FULL, heads["routes"])] == [HOST]
+        assert [one.address for one in read("instances", feed.FULL, heads["instances"])] == [
+            "127.0.0.1:21390"
+        ]
+    with feed.cut() as later:
+        assert [one.fqdn for one in read("routes", heads["routes"], later["routes"])] == [
+            "later.unkey.localhost"
+        ]
+        assert [one.policies for one in read("sentinels", heads["sentinels"], later["sentinels"])] == [[]]
+    assert read("routes", feed.FULL, heads["routes"]) == []
+
+
+def test_a_deployment_and_its_route_become_known_at_the_same_moment(start, owner, site, monkeypatch):
+    """A deploy that is committed just after the heads were read waits for the next poll as a whole."""
+    edge = start()
+    with workspace_scope(owner.workspace.id):
+        second = type(site.deployment).objects.get(pk=site.deployment.pk)
+        second._state.adding, second.pk = True, "d_second"
+        second.save(force_insert=True)
+
+    def deploy():
+        with workspace_scope(owner.workspace.id), transaction.atomic():
+            instance = Instance(
+                deployment=second, region=site.instance.region, name="b", address="a:1", status="running"
+            )
+            sentinel = Sentinel(
+                deployment=second,
+                workspace=owner.workspace,
+                environment=site.sentinel.environment,
+                policies=[],
+            )
+            site.route.deployment = second
+            for row in (instance, site.route, sentinel):
+                versions.stamp(row)
+                row.save()
+
+    deployed = threading.Event()
+    cut = feed.cut
+
+    @contextmanager
+    def interrupted():
+        with cut() as heads:
+            if not deployed.is_set():
+                in_a_thread(deploy)
+                deployed.set()
+            yield heads
+
+    seen = []
+
+    def look(stream, records):
+        store = edge.store
+        route = store.route(HOST)
+        if stream == "routes" and route is not None:
+            known = store.sentinel(route.deployment_id) is not None
+            seen.append((route.deployment_id, known, len(store.instances(route.deployment_id))))
+
+    edge.store.on_change(look)
+    monkeypatch.setattr(feed, "cut", interrupted)
+    owner.changed(site.route, sticky="live")
+    edge.until(lambda store: store.route(HOST).deployment_id == "d_second")
+    assert seen == [(site.deployment.id, True, 1), ("d_second", True, 1)]
+
+
+def test_rows_of_other_shards_beyond_the_head_are_not_read(owner, django_assert_max_num_queries):
+    """Root keys of all shards share a table, whose versions are of many streams."""
+    stream = owner.workspace.stream
+    head = feed.heads()[stream]
+    with workspace_scope(owner.workspace.id):
+        RootKey.objects.bulk_create(
+            RootKey(workspace=owner.workspace, hash=f"hash-{number}", version=head + 1 + number)
+            for number in range(3 * feed.PAGE)
+        )
+    with django_assert_max_num_queries(6):
+        assert read(stream, head, head) == []
 
 
 def test_listeners_hear_of_a_change_once_it_can_be_seen(start, owner, site):
