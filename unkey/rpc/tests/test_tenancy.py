@@ -4,12 +4,14 @@ Generated: an operation that is declared anywhere is tested here without being n
 """
 
 import json
+from collections import defaultdict
 from typing import Any
 
 import pytest
 from django.apps import apps
 
 from apps.workspaces.models import RootKey, Workspace
+from apps.workspaces.permissions import TUPLES
 from unkey import ids
 from unkey.rpc.routes import Archive, Route, routes
 from unkey.rpc.testing import Tenant, shared_client
@@ -106,6 +108,148 @@ def test_what_is_another_workspaces_is_not_found_and_stays_as_it_is(
         assert answer.body["error"]["type"].endswith("_not_found")
     assert everything(stranger.workspace) == before
     assert everything(tenant.workspace) == own_before
+
+
+PATH = ("project", "app", "environment")
+
+
+@pytest.mark.parametrize(
+    ("route", "own"),
+    [
+        (route, own)
+        for route in PROTECTED
+        if route.checker
+        for own in range(1, len(PATH))
+        if len([name for name in PATH if name in route.checker.schema["properties"]]) > own
+    ],
+    ids=lambda value: value.name if isinstance(value, Route) else f"own-{PATH[value - 1]}",
+)
+def test_what_is_another_workspaces_is_not_found_below_what_is_ones_own(
+    route: Route, own: int, tenant: Tenant, stranger: Tenant, theirs: dict[str, str]
+) -> None:
+    """A path of ids that begins in one's own workspace does not lead into another one."""
+    ours = owned(tenant)
+    with unscoped("test"):
+        environments = apps.get_model("projects", "Environment").objects
+        theirs["environment"] = str(environments.get(app=theirs["app"], kind="production").pk)
+    before, own_before = everything(stranger.workspace), everything(tenant.workspace)
+
+    answer = tenant.send(route.name, body_of(route, theirs | {name: ours[name] for name in PATH[:own]}))
+
+    assert answer.status == 404, answer.body
+    assert answer.body["error"]["type"].endswith("_not_found")
+    assert everything(stranger.workspace) == before
+    assert everything(tenant.workspace) == own_before
+
+
+def _nested(ours: dict[str, str], theirs: dict[str, str]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Return, by title, an operation on one's own rows that names another workspace's deeper in its body."""
+    path = {name: ours[name] for name in PATH}
+    key = {"keyId": ours["keyId"]}
+
+    def guard(name: str) -> dict[str, Any]:
+        return {"name": "guard", "enabled": True, "keyauth": {"keyspaces": [theirs[name]]}}
+
+    return {
+        "key spaces of policies": ("gateway.setPolicies", {**path, "policies": [guard("keySpaceId")]}),
+        "APIs of policies": ("gateway.setPolicies", {**path, "policies": [guard("apiId")]}),
+        "a policy": ("gateway.updatePolicy", {**path, "policyId": theirs["policyId"], "enabled": False}),
+        "key spaces of a changed policy": (
+            "gateway.updatePolicy",
+            {**path, "policyId": ours["policyId"], "keyauth": {"keyspaces": [theirs["keySpaceId"]]}},
+        ),
+        "roles of a new key": ("keys.createKey", {"apiId": ours["apiId"], "roles": [theirs["role"]]}),
+        "roles of a key": ("keys.updateKey", {**key, "roles": [theirs["role"]]}),
+        "roles to add": ("keys.addRoles", {**key, "roles": [theirs["role"]]}),
+        "roles to set": ("keys.setRoles", {**key, "roles": [theirs["role"]]}),
+        "roles to remove": ("keys.removeRoles", {**key, "roles": [theirs["role"]]}),
+        "permissions to remove": ("keys.removePermissions", {**key, "permissions": [theirs["slug"]]}),
+        "a deployment to deploy again": (
+            "deployments.createDeployment",
+            {**path, "deployment": {"deploymentId": theirs["deploymentId"]}},
+        ),
+        "a snapshot": (
+            "deployments.createDeployment",
+            {**path, "image": {"dockerImage": f"snapshot@sha256:{theirs['digest']}"}},
+        ),
+    }
+
+
+def _nameable(tenant: Tenant, digest: str, named: dict[str, str]) -> dict[str, str]:
+    """Make, besides what `owned` makes, what bodies name deeper inside: a policy, a role, a slug, a snapshot."""
+    slug = digest[:8]
+    tenant("keys.addPermissions", {"keyId": named["keyId"], "permissions": [slug]})
+    with unscoped("test"):
+        named["keySpaceId"] = apps.get_model("keys", "Api").objects.get(pk=named["apiId"]).key_space_id
+        role = apps.get_model("keys", "Role").objects.create(workspace=tenant.workspace, name=slug)
+        apps.get_model("builds", "Snapshot").objects.create(
+            workspace=tenant.workspace, digest=digest, size=1, files=1
+        )
+    policy = {"name": "guard", "enabled": True, "keyauth": {"keyspaces": [named["apiId"]]}}
+    path = {name: named[name] for name in PATH}
+    tenant("gateway.setPolicies", {**path, "policies": [policy]})
+    named["policyId"] = tenant("gateway.listPolicies", path)[0]["id"]
+    return {**named, "role": role.name, "slug": slug, "digest": digest}
+
+
+@pytest.mark.parametrize("title", _nested(defaultdict(str), defaultdict(str)))
+def test_what_is_another_workspaces_is_not_found_inside_a_body(
+    title: str, tenant: Tenant, stranger: Tenant, theirs: dict[str, str]
+) -> None:
+    their = _nameable(stranger, "a" * 64, theirs)
+    ours = _nameable(tenant, "b" * 64, owned(tenant))
+    operation, body = _nested(ours, their)[title]
+    before, own_before = everything(stranger.workspace), everything(tenant.workspace)
+
+    answer = tenant.send(operation, body)
+
+    assert answer.status == 404, answer.body
+    assert answer.body["error"]["type"].endswith("_not_found")
+    assert everything(stranger.workspace) == before
+    assert everything(tenant.workspace) == own_before
+
+
+def test_shared_names_stay_apart(tenant: Tenant, stranger: Tenant, theirs: dict[str, str]) -> None:
+    """The same slug, external id or snapshot in two workspaces is two things."""
+    stranger("keys.updateKey", {"keyId": theirs["keyId"], "externalId": "customer", "meta": {"plan": "gold"}})
+    before = everything(stranger.workspace)
+    api = tenant("apis.createApi", {"name": "ours"})["apiId"]
+    body = {"apiId": api, "externalId": "customer", "permissions": ["theirs"]}
+    tenant("keys.createKey", body)
+    with unscoped("test"):
+        for model in ("Identity", "Permission"):
+            rows = apps.get_model("keys", model).objects
+            assert rows.filter(workspace=tenant.workspace).count() == 1
+            assert rows.filter(workspace=stranger.workspace).count() == 1
+    assert everything(stranger.workspace) == before
+
+
+@pytest.mark.parametrize("route", PROTECTED, ids=lambda route: route.name)
+def test_permissions_for_other_ids_open_nothing_here(
+    route: Route, stranger: Tenant, theirs: dict[str, str]
+) -> None:
+    """A root key for one API, project, app and environment does nothing to the workspace's others."""
+    other = {"api": "api_other", "project": "proj_other", "app": "app_other", "environment": "env_other"}
+    grant = f"unkey:v1:{stranger.workspace.id}"
+    limited = stranger.holding(
+        *(
+            f"{kind}.{other[kind]}.{action}"
+            for kind in other
+            for action in TUPLES[kind]
+            if action != "create_api"
+        ),
+        f"{grant}:keyspaces/ks_other/**#*",
+        f"{grant}:projects/proj_other/**#*",
+    )
+    before = everything(stranger.workspace)
+
+    answer = limited.send(route.name, body_of(route, theirs))
+
+    if route.name == "keys.verifyKey":
+        assert answer.body["data"] == {"valid": False, "code": "NOT_FOUND"}
+    else:
+        assert answer.status in (403, 404), answer.body
+    assert everything(stranger.workspace) == before
 
 
 @pytest.mark.parametrize(
