@@ -23,6 +23,7 @@ log = structlog.get_logger("agent")
 
 async def serve() -> int:
     """Run the agent until a signal comes; return the exit status."""
+    env.check()
     if env.AGENT_RUNTIME != "process":
         raise BadSetting(f"AGENT_RUNTIME {env.AGENT_RUNTIME} is not there yet: use process")
     root = env.UNKEY_VAR / "agent" / env.REGION

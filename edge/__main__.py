@@ -12,6 +12,7 @@ import structlog
 import uvloop
 
 from unkey import logging
+from unkey.database import database
 from unkey.env import BadSetting, env
 
 
@@ -43,6 +44,9 @@ def main() -> int:
     """Run the edge; return its exit status."""
     logging.configure("edge")
     try:
+        env.check()
+        # The database may be away; a URL that cannot be one is a mistake.
+        database(env.DATABASE_URL)
         if env.EDGE_ROLE == "sentinel":
             raise BadSetting("EDGE_ROLE: a sentinel runs together with frontline; use all, api or frontline")
         return uvloop.run(_run())

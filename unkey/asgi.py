@@ -4,11 +4,14 @@ import os
 
 from django.core.asgi import get_asgi_application
 
+from unkey.complaints import in_one_line
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "unkey.settings")
 
-_django = get_asgi_application()
+with in_one_line():
+    _django = get_asgi_application()
 
-from apps.cluster import feed  # noqa: E402  (models can be imported only now)
+from apps.cluster import feed  # models can be imported only now
 
 _watch = feed.Feed()
 

@@ -1,9 +1,11 @@
 """Says in one line what is wrong with the machine or its settings, where a traceback would not help."""
 
 import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, InterfaceError, OperationalError
 
 from unkey.env import BadSetting, env
@@ -21,16 +23,25 @@ def explain(error: BaseException) -> str | None:
             return _database(error)
         case DatabaseError() if type(error) is DatabaseError:  # SQLite: the file is something else, or broken
             return _database(error)
-        case ImproperlyConfigured() if "MySQLdb" in str(error) or "mysqlclient" in str(error):
-            return (
-                "DATABASE_URL asks for MySQL, whose driver is not installed: "
-                "pip install -r requirements/mysql.txt"
-            )
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return f"the disk is full: {error.filename or env.UNKEY_VAR} (UNKEY_VAR chooses another folder)"
+        case FileExistsError(filename=str() | Path() as path) if _is_ours(Path(path)):
+            return f"{path} is not a folder (UNKEY_VAR chooses another one)"
         case OSError(filename=str() | Path() as path) if _is_ours(Path(path)):
             return f"cannot write {path}: {error.strerror} (UNKEY_VAR chooses another folder)"
     return None
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """End the process with the line for people, where there is one for what goes wrong in the block."""
+    try:
+        yield
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        sys.exit(f"error: {line}")
 
 
 def _database(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Reads DATABASE_URL into Django's database settings."""
 
+from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -17,7 +18,7 @@ def database(url: str) -> dict[str, Any]:
     earlier holder committed, which the default REPEATABLE READ hides from plain reads.
 
     Raises:
-        BadSetting: the URL has another scheme or lacks a part.
+        BadSetting: the URL has another scheme or lacks a part, or its driver is not installed.
     """
     parts = urlsplit(url)
     try:
@@ -47,6 +48,7 @@ def database(url: str) -> dict[str, Any]:
     if parts.scheme in {"mysql", "mariadb"}:
         if not parts.hostname or len(parts.path) < 2:
             raise BadSetting("DATABASE_URL lacks the host or the name: mysql://user:password@host:3306/name")
+        _require_driver()
         return {
             "ENGINE": "django.db.backends.mysql",
             "NAME": unquote(parts.path[1:]),
@@ -68,3 +70,13 @@ def database(url: str) -> dict[str, Any]:
     raise BadSetting(
         f"DATABASE_URL must start with sqlite:/// or mysql://, not {parts.scheme or 'nothing'}://"
     )
+
+
+def _require_driver() -> None:
+    try:
+        import_module("MySQLdb")
+    except ImportError:
+        raise BadSetting(
+            "DATABASE_URL asks for MySQL, whose driver is not installed: "
+            "pip install -r requirements/mysql.txt"
+        ) from None

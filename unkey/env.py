@@ -314,6 +314,15 @@ class Env:
             self._values[name] = self._read(setting)
         return self._values[name]
 
+    def check(self) -> None:
+        """Read every setting, so that what is malformed is said at the start and not when it is needed.
+
+        Raises:
+            BadSetting: the first that cannot be read.
+        """
+        for name in BY_NAME:
+            getattr(self, name)
+
     def is_set(self, name: str) -> bool:
         """Say whether the environment itself gives this setting."""
         return name in self._environ

@@ -1,7 +1,12 @@
 """Gunicorn's configuration, from our settings: `gunicorn -c python:unkey.gunicorn unkey.wsgi`."""
 
 from unkey import logging
+from unkey.complaints import in_one_line
 from unkey.env import env
+
+with in_one_line():
+    # In the parent: a worker would only be started again and again.
+    import unkey.settings  # noqa: F401
 
 bind = f"{env.BIND}:{env.WEB_PORT}" if ":" not in env.BIND else f"[{env.BIND}]:{env.WEB_PORT}"
 worker_class = "gthread"

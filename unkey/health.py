@@ -47,6 +47,16 @@ PROBES = {"/health/live": live, "/health/ready": ready, "/health/startup": start
 """Answered before any other middleware: probes come by address, whatever ALLOWED_HOSTS says."""
 
 
+def missing_migrations() -> int:
+    """Return how many migrations of this code the database lacks.
+
+    Raises:
+        DatabaseError: it does not answer.
+    """
+    executor = MigrationExecutor(connection)
+    return len(executor.migration_plan(executor.loader.graph.leaf_nodes()))
+
+
 def _answer(check: Callable[[], str]) -> JsonResponse:
     try:
         fault = check()
@@ -67,9 +77,7 @@ def _database_answers() -> str:
 def _schema_fits() -> str:
     global _startup_done
     if not _startup_done:
-        executor = MigrationExecutor(connection)
-        missing = executor.migration_plan(executor.loader.graph.leaf_nodes())
-        if missing:
-            return f"{len(missing)} migrations are not applied"
+        if missing := missing_migrations():
+            return f"{missing} migrations are not applied"
         _startup_done = True
     return ""

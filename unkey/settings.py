@@ -9,6 +9,7 @@ from unkey.database import database
 from unkey.env import ROOT, env
 from unkey.keyfiles import private_folder
 
+env.check()
 private_folder(env.UNKEY_VAR)
 
 BASE_DIR = ROOT
@@ -146,6 +147,11 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
         "task": "workflows.prune",
         "schedule": 86_400.0,
         "options": {"queue": "default", "expires": 3600.0},
+    },
+    "keys: end leases of edges that are gone": {
+        "task": "keys.lapse_leases",
+        "schedule": 300.0,
+        "options": {"queue": "default", "expires": 300.0},
     },
     "certificates: renew what expires": {
         "task": "certs.renew",

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import structlog
-from django.db import close_old_connections, connections
+from django.db import InterfaceError, OperationalError, close_old_connections, connections
 from django.db.models import Exists, Max, Min, OuterRef, Q
 
 from apps.workflows import wakeups
@@ -169,11 +169,19 @@ class Dispatcher:
             raise
 
     def _sweep(self) -> None:
+        away = False
         while not self._stopping.is_set():
             pause = INTERVAL
             try:
                 close_old_connections()
                 pause = self._sweep_once()
+                if away:
+                    log.info("the database is back")
+                away = False
+            except (OperationalError, InterfaceError) as error:
+                if not away:
+                    log.warning("the database is away; nothing is driven until it is back", error=str(error))
+                away = True
             except Exception:
                 log.exception("sweep failed")
             self._wanted.wait(pause)

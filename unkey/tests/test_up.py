@@ -197,9 +197,9 @@ def test_a_taken_port_is_said_in_one_line(tmp_path: Path, taken: int) -> None:
             "the database (DATABASE_URL) refused: unable to open",
         ),
         ({"CELERY_BROKER_URL": "filesystem://"}, "CELERY_BROKER_URL lacks the folder"),
-        ({"UNKEY_VAR": "/dev/null/var"}, "cannot write /dev/null: File exists (UNKEY_VAR chooses"),
+        ({"UNKEY_VAR": "/dev/null/var"}, "/dev/null is not a folder (UNKEY_VAR chooses"),
         ({"UNKEY_VAR": "/proc/var"}, "cannot write /proc/var"),
-        ({"UNKEY_VAR": "/dev/full/var"}, "cannot write /dev/full: File exists"),
+        ({"UNKEY_VAR": "/dev/full/var"}, "/dev/full is not a folder"),
     ],
 )
 def test_what_is_wrong_with_a_setting_is_said_in_one_line(

@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
 
 from unkey import ports, preparation, processes
-from unkey.env import SETTINGS, env
+from unkey.env import env
 from unkey.installation import Installation
 from unkey.supervisor import MARK, Log, Supervisor, write_ports
 
@@ -34,8 +34,6 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        for setting in SETTINGS:
-            getattr(env, setting.name)
         names = [name for name in options["only"].split(",") if name]
         if unknown := sorted(set(names) - set(processes.PORTS)):
             raise CommandError(
