@@ -11,6 +11,8 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from unkey.actors import Actor
+from unkey.rpc.client_address import from_headers
 from unkey.tenancy import unscoped
 
 admin.site.site_header = "Unkey"
@@ -48,12 +50,17 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         with unscoped("the admin shows every workspace to staff"):
             return super().changeform_view(request, *args, **kwargs)
+
+    def has_operate_permission(self, request: HttpRequest) -> bool:
+        """Say who may run actions that change something (those with `permissions=["operate"]`)."""
+        return bool(request.user.is_active and request.user.is_superuser)
 
     def _relation(self, name: str) -> bool:
         try:
@@ -66,6 +73,17 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         if not isinstance(column, str) or not self._relation(column):
             return column
         return _link_to(column)
+
+
+def actor_of(request: HttpRequest) -> Actor:
+    """Return the person who clicks as the actor of a change."""
+    return Actor(
+        type="user",
+        id=str(request.user.pk),
+        name=request.user.get_username(),
+        remote_ip=from_headers(request.META),
+        user_agent=request.META.get("HTTP_USER_AGENT", ""),
+    )
 
 
 class RowsInline(admin.TabularInline):
@@ -87,6 +105,7 @@ class RowsInline(admin.TabularInline):
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
+
 
 def _link_to(name: str) -> Callable[[Any], SafeString | str]:
     @admin.display(description=name.replace("_", " "), ordering=name)

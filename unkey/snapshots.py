@@ -243,14 +243,6 @@ def read_members(
     return found
 
 
-def read_member(file: BinaryIO, name: str, limit: int = 1024 * 1024) -> bytes | None:
-    """Return the content of one file of an archive, or None where there is no such file.
-
-    As `read_members`.
-    """
-    return read_members(file, [name], limit).get(name)
-
-
 def unpack(file: BinaryIO, dest: Path, limits: Limits | None = None) -> Listing:
     """Unpack an archive into a new folder, which appears complete or not at all.
 

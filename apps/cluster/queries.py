@@ -19,11 +19,9 @@ def live_edges() -> QuerySet[Edge]:
     return Edge.objects.filter(last_seen_at__gte=clock.now() - LIVE_WITHIN)
 
 
-def live_agents(region: str) -> QuerySet[Agent]:
-    """Return the agents of a region that were heard of within the last ten seconds, newest first."""
-    return Agent.objects.filter(region__name=region, last_seen_at__gte=clock.now() - LIVE_WITHIN).order_by(
-        "-last_seen_at"
-    )
+def live_agents() -> QuerySet[Agent]:
+    """Return the agents that were heard of within the last ten seconds."""
+    return Agent.objects.filter(last_seen_at__gte=clock.now() - LIVE_WITHIN)
 
 
 def edges_applied(stream: str, version: int) -> bool:

@@ -7,9 +7,9 @@ from typing import Any
 from django.db.models import Q
 
 from apps.cluster.models import Agent
-from apps.cluster.queries import LIVE_WITHIN
+from apps.cluster.queries import live_agents
 from apps.deployments.models import Deployment, DeploymentStep, Instance, Topology
-from unkey import clock, errors
+from unkey import errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +147,8 @@ def instances(of: Deployment) -> list[Instance]:
 def agents(of: Deployment) -> list[Agent]:
     """Return the live agents of the regions that run a deployment, with their regions."""
     regions = Topology.objects.filter(deployment=of).values("region")
-    rows = Agent.objects.filter(region__in=regions, last_seen_at__gte=clock.now() - LIVE_WITHIN)
-    return list(rows.exclude(url="").select_related("region").order_by("region__name", "id"))
+    rows = live_agents().filter(region__in=regions).exclude(url="")
+    return list(rows.select_related("region").order_by("region__name", "id"))
 
 
 def _described() -> Any:

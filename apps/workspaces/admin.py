@@ -1,9 +1,12 @@
 """Admin pages of workspaces, members and root keys."""
 
 from django.contrib import admin
+from django.db.models import QuerySet
+from django.http import HttpRequest
 
+from apps.workspaces import services
 from apps.workspaces.models import Membership, RootKey, Workspace
-from unkey.admin import ReadOnlyAdmin, RowsInline
+from unkey.admin import ReadOnlyAdmin, RowsInline, actor_of
 
 
 class MembershipInline(RowsInline):
@@ -22,6 +25,17 @@ class WorkspaceAdmin(ReadOnlyAdmin):
     list_filter = ("enabled",)
     search_fields = ("id", "slug", "name")
     inlines = (MembershipInline, RootKeyInline)
+    actions = ("enable", "disable")
+
+    @admin.action(description="Enable: its keys and root keys work", permissions=["operate"])
+    def enable(self, request: HttpRequest, chosen: QuerySet[Workspace]) -> None:
+        for workspace in chosen:
+            services.set_workspace_enabled(workspace, True, actor=actor_of(request))
+
+    @admin.action(description="Disable: none of its keys and root keys work", permissions=["operate"])
+    def disable(self, request: HttpRequest, chosen: QuerySet[Workspace]) -> None:
+        for workspace in chosen:
+            services.set_workspace_enabled(workspace, False, actor=actor_of(request))
 
 
 @admin.register(Membership)
@@ -38,3 +52,19 @@ class RootKeyAdmin(ReadOnlyAdmin):
     list_filter = ("enabled",)
     search_fields = ("id", "name", "start", "workspace__slug")
     exclude = ("hash",)
+    actions = ("enable", "disable", "delete")
+
+    @admin.action(description="Enable", permissions=["operate"])
+    def enable(self, request: HttpRequest, chosen: QuerySet[RootKey]) -> None:
+        for root_key in chosen.filter(deleted_at=None):
+            services.set_root_key_enabled(root_key, True, actor=actor_of(request))
+
+    @admin.action(description="Disable", permissions=["operate"])
+    def disable(self, request: HttpRequest, chosen: QuerySet[RootKey]) -> None:
+        for root_key in chosen.filter(deleted_at=None):
+            services.set_root_key_enabled(root_key, False, actor=actor_of(request))
+
+    @admin.action(description="Delete for good", permissions=["operate"])
+    def delete(self, request: HttpRequest, chosen: QuerySet[RootKey]) -> None:
+        for root_key in chosen.filter(deleted_at=None):
+            services.delete_root_key(root_key, actor=actor_of(request))

@@ -3,9 +3,15 @@
 import pytest
 from django.apps import apps
 from django.contrib import admin
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.auth import get_user_model
 from django.db import models
 from django.test import Client
 from django.urls import reverse
+
+from apps.audit.models import AuditLog
+from apps.workspaces.models import RootKey
+from unkey.rpc.testing import Tenant
 
 OURS = [model for model in apps.get_models() if model.__module__.startswith("apps.")]
 
@@ -35,3 +41,40 @@ def test_pages_of_rows_show_no_hash_and_no_ciphertext(staff: Client) -> None:
         shown = page.get_readonly_fields(None)  # type: ignore[arg-type]
         secret = {"hash", "ciphertext", "private_key", "variables"} & set(shown)
         assert not secret, f"{model._meta.label} shows {secret}"
+
+
+def act(browser: Client, row: models.Model, action: str) -> None:
+    """Choose a row of a list page and run an action on it."""
+    url = reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_changelist")
+    browser.post(url, {"action": action, ACTION_CHECKBOX_NAME: [row.pk]})
+
+
+@pytest.mark.django_db
+def test_a_workspace_and_its_root_keys_are_stopped_from_the_admin(staff: Client, tenant: Tenant) -> None:
+    root_key = RootKey.objects.unscoped("test").get(workspace=tenant.workspace)
+
+    act(staff, tenant.workspace, "disable")
+    assert tenant.refused("projects.listProjects", {}, 403)["detail"] == "The workspace is disabled."
+    act(staff, tenant.workspace, "enable")
+    assert tenant("projects.listProjects") == []
+
+    act(staff, root_key, "disable")
+    assert tenant.refused("projects.listProjects", {}, 403)["detail"] == "The root key is disabled."
+    act(staff, root_key, "enable")
+    act(staff, root_key, "delete")
+    tenant.refused("projects.listProjects", {}, 401)
+    log = AuditLog.objects.unscoped("test").filter(workspace=tenant.workspace, actor_type="user")
+    assert [(row.event, row.actor_name) for row in log.order_by("time")] == [
+        ("workspace.update", "admin"),
+        ("workspace.update", "admin"),
+        ("key.update", "admin"),
+        ("key.update", "admin"),
+        ("key.delete", "admin"),
+    ]
+
+
+@pytest.mark.django_db
+def test_staff_who_may_only_look_change_nothing(client: Client, tenant: Tenant) -> None:
+    client.force_login(get_user_model().objects.create_user("reader", is_staff=True))
+    act(client, tenant.workspace, "disable")
+    assert tenant("projects.listProjects") == []
