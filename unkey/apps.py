@@ -7,4 +7,4 @@ class UnkeyConfig(AppConfig):
     name = "unkey"
 
     def ready(self) -> None:
-        from unkey import celery  # noqa: F401  (tasks bind to this application)
+        from unkey import celery, checks  # noqa: F401  (tasks bind to this application; checks register)

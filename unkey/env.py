@@ -105,6 +105,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "SECRET_KEY", "text", str, "", "Django's signing key; made in var/secrets when empty", secret=True
     ),
+    Setting(
+        "HTTPS_ONLY",
+        "flag",
+        _flag,
+        "1",
+        "with DEBUG=0: admin only by HTTPS, behind a proxy that ends TLS; 0 where there is none",
+    ),
     Setting("ALLOWED_HOSTS", "list", _names, "*", "host names that web and feed answer to"),
     Setting(
         "DATABASE_URL",
@@ -127,10 +134,17 @@ SETTINGS: tuple[Setting, ...] = (
         "url",
         str,
         "",
-        "redis://… for shared counters and faster invalidation; empty: in process",
+        "redis://… for shared counters and faster invalidation (no effect yet); empty: in process",
         secret=True,
     ),
-    Setting("CLICKHOUSE_URL", "url", str, "", "analytics at scale; empty: segment files", secret=True),
+    Setting(
+        "CLICKHOUSE_URL",
+        "url",
+        str,
+        "",
+        "analytics at scale (no effect yet); empty: segment files",
+        secret=True,
+    ),
     Setting(
         "OBJECT_STORE_URL", "url", str, "file://{var}/objects", "file://folder or s3://bucket", secret=True
     ),
@@ -186,7 +200,7 @@ SETTINGS: tuple[Setting, ...] = (
         "url",
         str,
         "",
-        "ACME directory; empty: the local CA that is made on first start",
+        "ACME directory (no effect yet); empty: the local CA that is made on first start",
     ),
     Setting("REGION", "name", str, "local", "region of this machine's edge and agent"),
     Setting("DEFAULT_DOMAIN", "name", str, "unkey.localhost", "apex of generated host names"),

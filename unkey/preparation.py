@@ -9,6 +9,7 @@ def prepare() -> None:
     """Bring the database to this code's schema and make what every installation has.
 
     Raises:
+        django.core.management.base.SystemCheckError: the database is not one that this code can use.
         django.db.DatabaseError: the database cannot be reached or written.
         OSError: UNKEY_VAR cannot be written.
     """
@@ -17,6 +18,6 @@ def prepare() -> None:
 
     for name in ("SECRET_KEY", "AGENT_TOKEN", "VAULT_MASTER_KEY"):
         env.secret(name)
-    call_command("migrate", interactive=False, verbosity=0)
+    call_command("migrate", interactive=False, verbosity=0, skip_checks=False)
     cluster.ensure_region(env.REGION)
     certs.ensure_default_certificates()

@@ -13,6 +13,7 @@ from django.db import connection
 from kombu import Connection, Exchange, Queue
 
 from unkey.broker import celery_settings
+from unkey.checks import compares_bytewise
 from unkey.env import ROOT
 
 pytestmark = pytest.mark.services
@@ -34,6 +35,20 @@ def test_mariadb_reads_what_was_committed_and_compares_bytewise() -> None:
         isolation, charset, mode = cursor.fetchone()
     assert (isolation, charset) == ("READ-COMMITTED", "utf8mb4")
     assert "STRICT_TRANS_TABLES" in mode
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_database_that_ignores_case_is_refused() -> None:
+    assert compares_bytewise(["default"]) == []
+    name = connection.ops.quote_name(connection.settings_dict["NAME"])
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER DATABASE {name} COLLATE utf8mb4_general_ci")
+        try:
+            (fault,) = compares_bytewise(["default"])
+        finally:
+            cursor.execute(f"ALTER DATABASE {name} COLLATE utf8mb4_bin")
+    assert fault.id == "unkey.E001"
+    assert "utf8mb4_general_ci" in fault.msg
 
 
 def test_redis_carries_messages_by_its_url_alone(redis_url: str) -> None:
