@@ -31,8 +31,11 @@ def redis_url() -> Iterator[str]:
 def test_mariadb_reads_what_was_committed_and_compares_bytewise() -> None:
     assert connection.vendor == "mysql"
     with connection.cursor() as cursor:
-        cursor.execute("SELECT @@transaction_isolation, @@character_set_connection, @@sql_mode")
-        isolation, charset, mode = cursor.fetchone()
+        cursor.execute("SELECT @@character_set_connection, @@sql_mode")
+        charset, mode = cursor.fetchone()
+        # MySQL and newer MariaDB call it transaction_isolation, older MariaDB tx_isolation.
+        cursor.execute("SHOW VARIABLES WHERE Variable_name IN ('transaction_isolation', 'tx_isolation')")
+        isolation = cursor.fetchone()[1]
     assert (isolation, charset) == ("READ-COMMITTED", "utf8mb4")
     assert "STRICT_TRANS_TABLES" in mode
 
