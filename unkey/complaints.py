@@ -25,6 +25,8 @@ def explain(error: BaseException) -> str | None:
             return _database(error)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return f"the disk is full: {error.filename or env.UNKEY_VAR} (UNKEY_VAR chooses another folder)"
+        case OSError(errno=errno.EFBIG):
+            return f"cannot write {error.filename or env.UNKEY_VAR}: {error.strerror} (the limit `ulimit -f`)"
         case FileExistsError(filename=str() | Path() as path) if _is_ours(Path(path)):
             return f"{path} is not a folder (UNKEY_VAR chooses another one)"
         case OSError(filename=str() | Path() as path) if _is_ours(Path(path)):

@@ -82,7 +82,7 @@ class Log:
         self._colour = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
 
     def line(self, name: str, text: str) -> None:
-        """Write one line; a reader that has gone away is no reason to stop."""
+        """Write one line; a reader that has gone away or a full disk is no reason to stop."""
         prefix = f"{name:<{self._width}} |"
         if self._coloured:
             prefix = f"\x1b[{self._colour.get(name, 1)}m{prefix}\x1b[0m"
@@ -91,6 +91,9 @@ class Log:
             self._stream.flush()
         except (BrokenPipeError, ValueError):
             self._stream = open(os.devnull, "w")  # noqa: SIM115
+        except OSError:
+            # A full disk: what runs matters more than what is said of it; later lines may fit again.
+            return
 
 
 class Child:
@@ -131,7 +134,10 @@ class Child:
             start_new_session=True,
         )
         assert process.stdout is not None
-        write_whole(self._pid_file, f"{process.pid}\n")
+        try:
+            write_whole(self._pid_file, f"{process.pid}\n")
+        except OSError as error:
+            self._log.line("up", f"cannot write {self._pid_file}: {error.strerror}")
         output, ended = process.stdout.fileno(), asyncio.Event()
         os.set_blocking(output, False)
         pidfd = os.pidfd_open(process.pid)
@@ -289,7 +295,10 @@ class Supervisor:
         delay = FIRST_DELAY
         while not self._stopping.is_set():
             started = time.monotonic()
-            await child.run_once()
+            try:
+                await child.run_once()
+            except OSError as error:  # no process or memory is left for it at the moment
+                child.last_end = f"before it began: {error.strerror}"
             if self._stopping.is_set():
                 return
             if time.monotonic() - started > STEADY_AFTER:
@@ -382,8 +391,12 @@ async def answers(address: str, port: int) -> bool:
 def write_whole(path: Path, text: str) -> None:
     """Write a file so that a reader sees all of it or nothing."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text)
-    draft.rename(path)
+    try:
+        draft.write_text(text)
+        draft.rename(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def write_ports(run_folder: Path, ports: Mapping[str, int]) -> None:

@@ -233,22 +233,33 @@ def _receive(request: HttpRequest, limit: int) -> Path:
     """Stream a body to a temporary file; the caller removes it."""
     _announced(request, limit)
     source = _source(request)
-    with tempfile.NamedTemporaryFile(prefix="unkey-upload-", delete=False) as file:
-        path = Path(file.name)
-        try:
+    path: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(prefix="unkey-upload-", delete=False) as file:
+            path = Path(file.name)
             size = 0
-            while chunk := source.read(_CHUNK):
+            while chunk := _chunk(source):
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(limit)
                 file.write(chunk)
-        except (UnreadablePostError, OSError) as error:
+        return path
+    except (OSError, Fault) as error:
+        if path is not None:
             path.unlink()
-            raise errors.RequestBodyUnreadable("The request body could not be read to its end.") from error
-        except Fault:
-            path.unlink()
+        if isinstance(error, Fault):
             raise
-    return path
+        log.error("rpc.upload_not_kept", error=str(error))
+        kept = errors.ServiceUnavailable("The upload cannot be kept at the moment. Please try again.")
+        raise kept from error
+
+
+def _chunk(source: Any) -> bytes:
+    try:
+        chunk: bytes = source.read(_CHUNK)
+    except (UnreadablePostError, OSError) as error:
+        raise errors.RequestBodyUnreadable("The request body could not be read to its end.") from error
+    return chunk
 
 
 def _actor(principal: Principal, remote_ip: str, request: HttpRequest) -> Actor:

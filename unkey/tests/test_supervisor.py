@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from unkey.env import ROOT
+from unkey.supervisor import Log
 
 PATIENCE = 30.0
 
@@ -139,6 +141,34 @@ def test_a_killed_child_is_started_again_with_growing_delays(start: Callable[...
         assert f"web ended by SIGKILL; again in {delay} s" in run.said
     assert run.pid("feed") == other
     assert run.stop() == 0
+
+
+def test_a_disk_on_which_nothing_can_be_written_keeps_no_child_from_being_watched(
+    start: Callable[..., Run],
+) -> None:
+    run = start(fake("web")).ready()
+    supervisor = psutil.Process(run.process.pid)
+    _, most = supervisor.rlimit(psutil.RLIMIT_FSIZE)
+    supervisor.rlimit(psutil.RLIMIT_FSIZE, (0, most))  # pid files and lines of the log fail from now on
+    web = run.pid("web")
+    for _ in range(2):
+        os.kill(web, signal.SIGKILL)
+        until(partial(lambda before: [child for child in run.below() if child.pid != before], web))
+        web = run.below()[-1].pid
+    supervisor.rlimit(psutil.RLIMIT_FSIZE, (most, most))
+    os.kill(web, signal.SIGKILL)
+    until(partial(lambda before: run.pid("web") != before, web))
+    until(lambda: "web ended by SIGKILL; again in 1 s" in run.said)
+    assert run.stop() == 0
+
+
+def test_a_log_on_a_full_disk_is_no_reason_to_stop() -> None:
+    full = open("/dev/full", "w")  # noqa: SIM115
+    log = Log(["web"], full, {})
+    log.line("web", "lost")
+    log.line("web", "lost, too")
+    with suppress(OSError):
+        full.close()
 
 
 def test_lines_carry_the_name_of_who_said_them_and_no_colour_in_a_file(start: Callable[..., Run]) -> None:

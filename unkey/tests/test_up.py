@@ -209,6 +209,73 @@ def test_what_is_wrong_with_a_setting_is_said_in_one_line(
     assert line.startswith(said)
 
 
+_EXEC = "os.execv(sys.argv[1], sys.argv[1:])"
+
+PROCESSES = {
+    "web": ("-m", "gunicorn", "-c", "python:unkey.gunicorn", "unkey.wsgi"),
+    "feed": ("-m", "uvicorn", "unkey.asgi:application"),
+    "worker": ("-m", "celery", "--quiet", "-A", "unkey", "worker"),
+    "beat": ("-m", "celery", "--quiet", "-A", "unkey", "beat", "--pidfile="),
+    "edge": ("-m", "edge"),
+    "agent": ("-m", "agent"),
+    "settings": ("manage.py", "settings"),
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "said", "unconcerned"),
+    [
+        ({"WEB_PORT": "eighty"}, "WEB_PORT must be a port", set()),
+        ({"DATABASE_URL": "postgres://x/y"}, "DATABASE_URL must start with", {"agent"}),
+        ({"DATABASE_URL": "mysql://u:hunter2@h/n"}, "pip install -r requirements/mysql.txt", {"agent"}),
+        # Web, feed and edge wait for a database that is away.
+        (
+            {"DATABASE_URL": "sqlite:////nowhere/x.sqlite3"},
+            "the database (DATABASE_URL) refused: unable to open database file",
+            {"web", "feed", "edge", "agent", "settings"},
+        ),
+        ({"UNKEY_VAR": "/dev/null/var"}, "/dev/null", set()),
+    ],
+)
+def test_every_process_says_in_one_line_what_keeps_it_from_starting(
+    tmp_path: Path, environ: dict[str, str], said: str, unconcerned: set[str]
+) -> None:
+    driver = tmp_path / "without-driver" / "MySQLdb"
+    driver.mkdir(parents=True)
+    (driver / "__init__.py").write_text("raise ImportError")
+    given = {**ENVIRON, "UNKEY_VAR": str(tmp_path / "var"), "PYTHONPATH": str(driver.parent), **environ}
+    running = {
+        name: subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            env=given,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name, command in PROCESSES.items()
+        if name not in unconcerned
+    }
+    for name, process in running.items():
+        line, _ = process.communicate(timeout=60)
+        assert process.returncode in {1, 2}, (name, line)
+        assert said in line, (name, line)
+        assert line.count("\n") == 1, (name, line)
+        assert "hunter2" not in line
+
+
+def test_a_disk_on_which_nothing_can_be_written_is_said_in_one_line(tmp_path: Path) -> None:
+    limited = f"import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)); {_EXEC}"
+    done = subprocess.run(
+        [sys.executable, "-c", limited, sys.executable, "manage.py", "up"],
+        cwd=ROOT,
+        env={**ENVIRON, "UNKEY_VAR": str(tmp_path / "var"), "PORTS": "auto"},
+        capture_output=True,
+        text=True,
+    )
+    assert refusal(done) == f"cannot write {tmp_path}/var: File too large (the limit `ulimit -f`)"
+
+
 def test_a_broken_database_file_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken").write_text("this is no database " * 100)
     line = refusal(manage(tmp_path / "var", "up", PORTS="auto", DATABASE_URL=f"sqlite:///{tmp_path}/broken"))
