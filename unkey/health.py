@@ -4,7 +4,6 @@
 the one that this code was written for.
 """
 
-import hmac
 from collections.abc import Callable
 
 from django.db import DatabaseError, connection
@@ -13,7 +12,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from unkey.env import env
+from unkey.tokens import bears_agent_token
 
 _startup_done = False
 
@@ -35,8 +34,7 @@ def startup(_request: HttpRequest) -> JsonResponse:
 
 def metrics(request: HttpRequest) -> HttpResponse:
     """Prometheus metrics, for bearers of AGENT_TOKEN."""
-    given = request.headers.get("Authorization", "")
-    if not hmac.compare_digest(given.encode(), f"Bearer {env.secret('AGENT_TOKEN')}".encode()):
+    if not bears_agent_token(request.headers.get("Authorization", "")):
         return HttpResponse("bearer AGENT_TOKEN needed\n", status=401, content_type="text/plain")
     return HttpResponse(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 

@@ -15,13 +15,13 @@ from django.views.decorators.csrf import csrf_exempt
 
 from apps.builds.models import Snapshot
 from apps.cluster import services
-from apps.cluster.tokens import bears_agent_token
 from apps.deployments import services as deployments
 from apps.deployments.models import Topology
 from apps.vault import services as vault
 from apps.vault.errors import VaultError
 from unkey import errors, objects, snapshots
 from unkey.env import env
+from unkey.tokens import bears_agent_token
 
 MAX_BODY = 4 * 1024 * 1024
 

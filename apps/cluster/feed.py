@@ -23,7 +23,7 @@ import structlog
 from django.db import Error, connection
 
 from apps.cluster import queries
-from apps.cluster.tokens import bears_agent_token
+from unkey.tokens import bears_agent_token
 
 POLL_SECONDS = 0.1
 HEARTBEAT_SECONDS = 10.0
