@@ -12,6 +12,7 @@ from cli.terminal import Terminal, size
 
 POLL_SECONDS = 0.15
 PATIENCE_SECONDS = 30.0
+ROUTED_SECONDS = 5.0
 FINISHED = {"ready", "failed", "skipped", "stopped", "superseded", "cancelled"}
 OK, FAILED, TIMED_OUT, INTERRUPTED = 0, 1, 6, 130
 
@@ -73,6 +74,7 @@ def _follow(
     client: Client, identifier: str, timeout: float, terminal: Terminal, began: float, image: str
 ) -> int:
     shown: set[str] = set()
+    ready_at: float | None = None
     while True:
         deployment = _ask(client, "deployments.getDeployment", identifier)
         progress = _ask(client, "deployments.listSteps", identifier)
@@ -80,7 +82,11 @@ def _follow(
             if step.get("endedAt") and step["step"] not in shown:
                 shown.add(step["step"])
                 _show(step, terminal)
-        if deployment["status"] in FINISHED:
+        if deployment["status"] == "ready" and ready_at is None:
+            ready_at = time.monotonic()
+        if deployment["status"] in FINISHED and (
+            ready_at is None or _is_routed(progress) or time.monotonic() - ready_at > ROUTED_SECONDS
+        ):
             break
         if time.monotonic() - began > timeout:
             said = (
@@ -116,6 +122,11 @@ def _follow(
     terminal.error(headline, error.get("message", "").splitlines())
     terminal.document(result)
     return FAILED
+
+
+def _is_routed(progress: dict[str, Any]) -> bool:
+    """Say whether the edges have confirmed the host names: from then on the URLs answer."""
+    return any(step["step"] == "finalizing" and step.get("endedAt") for step in progress["steps"])
 
 
 def _ask(client: Client, operation: str, identifier: str) -> Any:

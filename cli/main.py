@@ -20,6 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     options = _parser().parse_args(arguments)
     terminal = Terminal(as_json=options.json)
+    status = _run(options, terminal)
+    terminal.close(status)
+    return status
+
+
+def _run(options: argparse.Namespace, terminal: Terminal) -> int:
     try:
         if options.run == commands.login:
             return int(options.run(options, terminal))
@@ -47,7 +53,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _fail(terminal: Terminal, message: str, status: int, details: list[str] | None = None) -> int:
     terminal.error(message, details or [])
-    terminal.document({"error": message, "exitStatus": status})
     return status
 
 

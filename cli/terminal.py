@@ -23,6 +23,8 @@ class Terminal:
         self.live = sys.stdout.isatty() and not as_json and os.environ.get("TERM") != "dumb"
         self._colour = self.live and "NO_COLOR" not in os.environ
         self._pending = ""
+        self._last_error = ""
+        self._has_document = False
 
     def paint(self, text: str, *styles: str) -> str:
         """Return the text in the given styles, where the terminal shows colours."""
@@ -48,8 +50,14 @@ class Terminal:
 
     def document(self, value: Any) -> None:
         """Print the result for programs."""
+        self._has_document = True
         if self.as_json:
             print(json.dumps(value, indent=2), flush=True)
+
+    def close(self, status: int) -> None:
+        """End a command: one that failed without a document of its own gets one."""
+        if status and not self._has_document:
+            self.document({"error": self._last_error, "exitStatus": status})
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows in aligned columns."""
@@ -64,6 +72,7 @@ class Terminal:
 
     def error(self, text: str, details: Sequence[str] = ()) -> None:
         """Print an error on standard error."""
+        self._last_error = text
         self._clear()
         label = "\x1b[31merror:\x1b[0m" if sys.stderr.isatty() and "NO_COLOR" not in os.environ else "error:"
         print(f"{label} {text}", file=sys.stderr)
