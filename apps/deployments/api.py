@@ -379,7 +379,7 @@ def _deployment(call: Call) -> Deployment:
 
 def _trigger(call: Call) -> Deployment.Trigger:
     client = call.headers.get("X-Unkey-Client", "")
-    if client.startswith("unkey-cli"):
+    if client.startswith("unkey-cli/"):
         return Deployment.Trigger.CLI
     if client.startswith("unkey-dashboard"):
         return Deployment.Trigger.DASHBOARD

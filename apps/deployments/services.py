@@ -227,11 +227,12 @@ def report_instances(
         DeploymentNotFound: the region was never told to run that deployment.
         InvalidInput: a status is unknown or a name is given twice.
     """
-    reports = {report["name"]: report for report in instances}
+    told = list(instances)
     place = Region.objects.filter(name=region).first()
     if place is None:
         raise errors.RegionNotFound(f"There is no region {region!r}.")
-    _check_reports(list(reports.values()))
+    _check_reports(told)
+    reports = {report["name"]: report for report in told}
     with transaction.atomic():
         if not Topology.objects.filter(deployment_id=deployment_id, region=place).exists():
             raise errors.DeploymentNotFound(
@@ -267,6 +268,9 @@ def _update_instance(row: Instance, status: str, address: str, message: str) -> 
 
 
 def _check_reports(reports: list[InstanceReport]) -> None:
+    if len({report["name"] for report in reports}) < len(reports):
+        message = "two instances have the same name"
+        raise errors.InvalidInput(message, violations=(Violation(message, "body.instances"),))
     for report in reports:
         if report["status"] not in Instance.Status.values:
             raise errors.InvalidInput(

@@ -4,7 +4,6 @@ from typing import Any, NoReturn
 
 from apps.projects import queries, services
 from apps.projects.models import App, Environment, EnvironmentVariable, Project
-from apps.vault.errors import VaultUnavailable
 from unkey import clock, errors
 from unkey.errors import Violation
 from unkey.partial import present
@@ -411,11 +410,7 @@ def list_environments(call: Call) -> JSON:
 )
 def list_environment_variables(call: Call) -> Page:
     """List the variables of an environment, with the values of those that may be read back."""
-    rows = queries.variables(_environment(call))
-    try:
-        return paginate(rows, call.body, _show_variables)
-    except VaultUnavailable as error:
-        raise errors.ServiceUnavailable("The vault does not answer; try again.") from error
+    return paginate(queries.variables(_environment(call)), call.body, _show_variables)
 
 
 @route(
@@ -453,10 +448,7 @@ def set_environment_variables(call: Call) -> JSON:
         )
         for item in call.body["variables"]
     ]
-    try:
-        services.set_variables(environment, wanted, prune=call.body["prune"], actor=call.actor)
-    except VaultUnavailable as error:
-        raise errors.ServiceUnavailable("The vault does not answer; try again.") from error
+    services.set_variables(environment, wanted, prune=call.body["prune"], actor=call.actor)
     return {}
 
 

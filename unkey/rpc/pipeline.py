@@ -22,6 +22,7 @@ from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.http.request import UnreadablePostError
 
+from apps.vault.errors import VaultUnavailable
 from apps.workspaces.services import authenticate_root_key
 from unkey import errors, ids
 from unkey.actors import Actor, Principal
@@ -70,9 +71,10 @@ class Rpc:
             return self._success(request, request_id, headers)
         except Fault as fault:
             return _failure(request, request_id, fault, headers)
-        except (OperationalError, InterfaceError):
-            log.exception("rpc.database", path=request.path_info)
-            down = errors.ServiceUnavailable("The database does not answer at the moment. Please try again.")
+        except (OperationalError, InterfaceError, VaultUnavailable) as error:
+            what = "vault" if isinstance(error, VaultUnavailable) else "database"
+            log.exception(f"rpc.{what}", path=request.path_info)
+            down = errors.ServiceUnavailable(f"The {what} does not answer at the moment. Please try again.")
             return _failure(request, request_id, down, headers)
         except Exception:
             log.exception("rpc.unexpected", path=request.path_info)

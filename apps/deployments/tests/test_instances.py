@@ -84,3 +84,9 @@ def test_a_report_that_makes_no_sense_is_refused(
     with pytest.raises(fault):
         services.report_instances(target or deployment, region or env.REGION, [one("a", status)], "agent-1")
     assert not Instance.objects.exists()
+
+
+def test_two_instances_of_one_name_are_refused(deployment: str) -> None:
+    with pytest.raises(errors.InvalidInput):
+        say(deployment, one("a", "running", "127.0.0.1:9000"), one("a", "failed"))
+    assert not Instance.objects.exists()

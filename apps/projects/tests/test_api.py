@@ -11,6 +11,7 @@ from apps.projects.models import App, Environment, EnvironmentVariable, Project
 from apps.quota.models import Limits
 from apps.routing.models import FrontlineRoute
 from apps.vault import services as vault
+from apps.vault.errors import VaultUnavailable
 from apps.workflows.engine import WorkflowRun
 from apps.workflows.sweeper import drain
 from unkey.rpc.testing import Tenant
@@ -344,6 +345,21 @@ def test_variables_are_set_encrypted_and_only_recoverable_ones_read_back(
         "environment.update",
         {"variables": {"set": ["SECRET", "SHOWN"], "removed": []}},
     )
+
+
+def test_without_the_vault_nothing_is_set_and_nothing_but_that_is_told(
+    tenant: Tenant, environment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise VaultUnavailable("POST http://vault:8060/encrypt timed out")
+
+    monkeypatch.setattr(vault, "encrypt_bulk", away)
+    body = {**ENV, "variables": [{"key": "A", "value": "1"}]}
+    error = tenant.refused("environments.setEnvironmentVariables", body, 500)
+    assert error["type"].endswith("/unkey/application/service_unavailable")
+    assert error["detail"] == "The vault does not answer at the moment. Please try again."
+    with unscoped("test"):
+        assert not EnvironmentVariable.objects.exists()
 
 
 def test_variables_are_replaced_pruned_and_removed(tenant: Tenant, environment: str) -> None:
