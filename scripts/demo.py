@@ -179,7 +179,7 @@ class Platform:
 
     def __init__(self, api_url: str, root_key: str, login: Path) -> None:
         self.root_key = root_key
-        self._environ = {
+        self.environ = {
             **os.environ,
             "UNKEY_API_URL": api_url,
             "UNKEY_ROOT_KEY": root_key,
@@ -210,7 +210,7 @@ class Platform:
         """Run the `unkey` command with --json; returns its document."""
         done = subprocess.run(
             [PYTHON, "-m", "cli.main", *arguments, "--json"],
-            env=self._environ,
+            env=self.environ,
             cwd=ROOT,
             capture_output=True,
             text=True,
