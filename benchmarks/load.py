@@ -2,9 +2,12 @@
 
 result = run("http://127.0.0.1:7080/", core=1, connections=64, seconds=5, headers={"Host": "a.b"})
 result.rate, result.p99_ms, result.failures
+
+With `paths` or `bodies` the requests differ: each sends the next of them, in rotation.
 """
 
 import asyncio
+import itertools
 import json
 import re
 import shutil
@@ -12,8 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,9 +55,14 @@ def run(
     seconds: float = 5,
     headers: dict[str, str] | None = None,
     method: str = "GET",
-    body: str = "",
+    paths: Sequence[str] = (),
+    bodies: Sequence[str] = (),
 ) -> Result:
-    """Send one request again and again on kept connections, from one core.
+    """Send requests on kept connections, from one core.
+
+    Args:
+        paths: paths to ask in rotation, instead of the URL's.
+        bodies: bodies to send in rotation; one path or one body goes with all of the others.
 
     Raises:
         subprocess.CalledProcessError: the generator failed.
@@ -63,7 +73,8 @@ def run(
         "seconds": seconds,
         "headers": headers or {},
         "method": method,
-        "body": body,
+        "paths": list(paths),
+        "bodies": list(bodies),
     }
     if shutil.which("wrk"):
         return _wrk(core, job)
@@ -74,7 +85,22 @@ def run(
 
 _SCRIPT = """
 wrk.method = "%s"
-wrk.body = %s
+local paths, bodies, texts, next = {%s}, {%s}, {}, 0
+init = function(args)
+  for index = 1, math.max(#paths, #bodies, 1) do
+    local path = paths[(index - 1) %% math.max(#paths, 1) + 1]
+    texts[index] = wrk.format(nil, path, nil, bodies[(index - 1) %% math.max(#bodies, 1) + 1])
+  end
+end
+if math.max(#paths, #bodies) > 1 then
+  request = function()
+    next = next %% #texts + 1
+    return texts[next]
+  end
+else
+  wrk.path = paths[1] or wrk.path
+  wrk.body = bodies[1]
+end
 done = function(summary, latency)
   local errors = summary.errors
   io.write(string.format("RESULT %%f %%f %%f %%d\\n",
@@ -88,7 +114,8 @@ def _wrk(core: int, job: dict[str, object]) -> Result:
     headers = job["headers"]
     assert isinstance(headers, dict)
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        script.write(_SCRIPT % (job["method"], json.dumps(job["body"]) if job["body"] else "nil"))
+        lists = [", ".join(map(json.dumps, cast(list[str], job[name]))) for name in ("paths", "bodies")]
+        script.write(_SCRIPT % (job["method"], *lists))
         script.flush()
         options = ["-t1", f"-c{job['connections']}", f"-d{max(1, round(float(str(job['seconds']))))}s"]
         named = [text for name, value in headers.items() for text in ("-H", f"{name}: {value}")]
@@ -103,8 +130,8 @@ def _wrk(core: int, job: dict[str, object]) -> Result:
 class _Client(asyncio.Protocol):
     """One connection: the next request goes out when the answer to the last one is complete."""
 
-    def __init__(self, request: bytes, times: list[float], failures: list[int]) -> None:
-        self._request = request
+    def __init__(self, requests: Iterator[bytes], times: list[float], failures: list[int]) -> None:
+        self._requests = requests
         self._times = times
         self._failures = failures
         self._missing = -1
@@ -119,7 +146,7 @@ class _Client(asyncio.Protocol):
 
     def _send(self) -> None:
         self._sent_at = time.perf_counter()
-        self._transport.write(self._request)
+        self._transport.write(next(self._requests))
 
     def data_received(self, data: bytes) -> None:
         if self._missing < 0:
@@ -152,12 +179,15 @@ async def _python(job: dict[str, object]) -> Result:
     given = job["headers"]
     assert isinstance(given, dict)
     headers = {"Host": url.netloc, **given}
-    body = str(job["body"]).encode()
-    if body:
-        headers["Content-Length"] = str(len(body))
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     target = (url.path or "/") + (f"?{url.query}" if url.query else "")
-    request = f"{job['method']} {target} HTTP/1.1\r\n{lines}\r\n".encode() + body
+    paths, bodies = cast(list[str], job["paths"]) or [target], cast(list[str], job["bodies"]) or [""]
+    texts = []
+    for index in range(max(len(paths), len(bodies))):
+        path, body = paths[index % len(paths)], bodies[index % len(bodies)].encode()
+        framing = f"Content-Length: {len(body)}\r\n" if body else ""
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()) + framing
+        texts.append(f"{job['method']} {path} HTTP/1.1\r\n{lines}\r\n".encode() + body)
+    requests = itertools.cycle(texts)
     times: list[float] = []
     failures = [0]
     loop = asyncio.get_running_loop()
@@ -165,7 +195,7 @@ async def _python(job: dict[str, object]) -> Result:
     transports = [
         (
             await loop.create_connection(
-                lambda: _Client(request, times, failures), url.hostname or "", url.port or 80
+                lambda: _Client(requests, times, failures), url.hostname or "", url.port or 80
             )
         )[0]
         for _ in range(int(str(job["connections"])))

@@ -3,8 +3,9 @@
     python -m benchmarks.proxy [--seconds 3] [--rounds 3] [--profile FILE]
 
 Both run on core 0, one worker each, in front of the same upstream (nginx, 1 KiB from memory); load and
-upstream have core 1. The runs are interleaved, and the ratio is the median of the rounds' own. The edge is the
-real process, `python -m edge`, with its own SQLite database.
+upstream have core 1. The runs are interleaved, and the ratio is the median of the rounds' own. Two loads: the
+same request again and again, for which the bar is, and 1,000 paths in rotation, so that no two heads of a
+connection are alike. The edge is the real process, `python -m edge`, with its own SQLite database.
 """
 
 import argparse
@@ -13,19 +14,19 @@ import os
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from functools import partial
 from pathlib import Path
 
-import psutil
-
 from benchmarks.load import ROOT, Result, pinned, run
+from benchmarks.sides import Side, compare
 
 BAR = 0.35
+PATHS = 1000
 HOST = "shop.unkey.localhost"
 
 
@@ -152,23 +153,6 @@ def start_edge(folder: Path, profile: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(pinned(0, command), cwd=ROOT, env=environment)
 
 
-def cpu_seconds(process: psutil.Process) -> float:
-    """Return the processor time that a process has used."""
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
-def describe(name: str, results: list[Result], costs: list[float]) -> str:
-    """Return one line about several runs; `costs` are microseconds of processor time per request."""
-    rates = [result.rate for result in results]
-    p99 = statistics.median(result.p99_ms for result in results)
-    return (
-        f"{name:<8} {statistics.median(rates):>9,.0f} requests/s  ({min(rates):,.0f} to {max(rates):,.0f})  "
-        f"p99 {p99:.2f} ms  failures {sum(result.failures for result in results)}  "
-        f"{statistics.median(costs):.0f} us of processor each  [{results[0].generator}]"
-    )
-
-
 def main() -> int:
     """Run the benchmark; 0 if the bar is met."""
     parser = argparse.ArgumentParser(
@@ -185,6 +169,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="unkey-bench-"))
     os.environ["UNKEY_VAR"] = str(folder / "var")
     children: list[subprocess.Popen[bytes]] = []
+    met = False
     try:
         key = seed(UPSTREAM)
         children.append(
@@ -195,38 +180,33 @@ def main() -> int:
         headers = {"Host": HOST, "Authorization": f"Bearer {key}"}
         for port in (NGINX, HTTP):
             assert len(wait_for(f"http://127.0.0.1:{port}/", headers)) == 1024
-        ours: list[Result] = []
-        theirs: list[Result] = []
-        costs: tuple[list[float], list[float]] = ([], [])
-        for _ in range(options.rounds):
-            sides = ((HTTP, ours, children[2], costs[0]), (NGINX, theirs, children[1], costs[1]))
-            for port, results, child, cost in sides:
-                process = psutil.Process(child.pid)
-                before = cpu_seconds(process)
-                result = run(
-                    f"http://127.0.0.1:{port}/",
-                    core=1,
-                    connections=options.connections,
-                    seconds=options.seconds,
-                    headers=headers,
-                )
-                used = cpu_seconds(process) - before
-                results.append(result)
-                cost.append(used / max(1.0, result.rate * round(options.seconds)) * 1e6)
+
+        def load(port: int, asked: list[str], seconds: float) -> Result:
+            return run(
+                f"http://127.0.0.1:{port}/",
+                core=1,
+                connections=options.connections,
+                seconds=seconds,
+                headers=headers,
+                paths=asked,
+            )
+
+        paths = [f"/items/{number:04}?page={number % 7}" for number in range(PATHS)]
+        for name, asked, bar in (("one path", ["/"], BAR), (f"{PATHS:,} paths", paths, 0.0)):
+            edge = Side("edge", children[2], partial(load, HTTP, asked))
+            other = Side("nginx", children[1], partial(load, NGINX, asked))
+            reached = compare(edge, other, options.rounds, options.seconds)
+            good = reached >= bar and not edge.failures
+            print(f"proxy: {name}: ratio {reached:.2f}", end="")
+            print(f" (bar {bar}) {'ok' if good else 'MISSED'}" if bar else "")
+            met = good if bar else met
     finally:
         for child in reversed(children):
             child.send_signal(signal.SIGTERM)
         for child in children:
             child.wait(10)
         shutil.rmtree(folder, ignore_errors=True)
-    # Pair by pair, so that what else the machine does weighs on both sides of a quotient.
-    pairs = [mine.rate / other.rate for mine, other in zip(ours, theirs, strict=True)]
-    ratio = statistics.median(pairs)
-    print(describe("edge", ours, costs[0]))
-    print(describe("nginx", theirs, costs[1]))
-    failed = sum(result.failures for result in ours)
-    print(f"proxy: ratio {ratio:.2f} (bar {BAR}) {'ok' if ratio >= BAR and not failed else 'MISSED'}")
-    return 0 if ratio >= BAR and not failed else 1
+    return 0 if met else 1
 
 
 if __name__ == "__main__":

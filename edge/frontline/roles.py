@@ -10,7 +10,7 @@ from edge.frontline.api import Api
 from edge.frontline.frontline import Frontline
 from edge.frontline.operations import Operations
 from edge.http.limits import Limits
-from edge.http.server import LATENCY_BUCKETS, Handler, Server
+from edge.http.server import LATENCY_BUCKETS, Handler, Quick, Server
 from edge.http.tls import Certificates
 from edge.http.upstream import Pool
 from edge.store.store import Store
@@ -45,7 +45,8 @@ class Edge:
         self._frontline: Frontline | None = None
         self._add("metrics", "EDGE_METRICS_PORT", Operations(self.registry, self._is_ready).handle)
         if env.EDGE_ROLE in ("all", "api"):
-            self._add("api", "EDGE_API_PORT", Api(self.verifier, self.pool, env.web_url).handle)
+            api = Api(self.verifier, self.pool, env.web_url)
+            self._add("api", "EDGE_API_PORT", api.handle, quick=api.quick)
         if env.EDGE_ROLE in ("all", "frontline"):
             frontline = self._frontline = Frontline(
                 self.store,
@@ -60,9 +61,11 @@ class Edge:
             self._add("https", "EDGE_HTTPS_PORT", frontline.handle, tls=True)
         self._measure()
 
-    def _add(self, name: str, setting: str, handle: Handler, *, tls: bool = False) -> None:
+    def _add(
+        self, name: str, setting: str, handle: Handler, *, tls: bool = False, quick: Quick | None = None
+    ) -> None:
         context = self._certificates.listener_context() if tls else None
-        server = self.servers[name] = Server(name, handle, self.limits, tls=context)
+        server = self.servers[name] = Server(name, handle, self.limits, tls=context, quick=quick)
         self._ports.append((server, setting))
 
     def _is_ready(self) -> bool:

@@ -8,6 +8,7 @@ pipelined requests are answered in order and never overtake one another.
 import asyncio
 import logging
 import re
+import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
@@ -27,7 +28,7 @@ from unkey.errors import (
 
 if TYPE_CHECKING:
     from edge.http.proxy import Exchange
-    from edge.http.server import Server
+    from edge.http.server import Quick, Server
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +128,9 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         phase = self.phase
         if phase == Phase.HEAD:
+            quick = self.server.quick
+            if quick is not None and data.startswith(self._last_bytes) and self._answer_quickly(quick, data):
+                return
             if self._held:
                 data = self._held + data
                 self._held = b""
@@ -157,6 +161,24 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         if self.exchange is not None:
             self.exchange.client_drained()
+
+    def _answer_quickly(self, quick: "Quick", data: bytes) -> bool:
+        """Answer a request that is wholly here, after the head of the last one; False: nothing was done."""
+        head = self._last
+        server = self.server
+        if not self._last_bytes or self._held or not head.keep_alive or head.http10 or server.draining:
+            return False
+        length = head.length
+        if length < 0 or len(data) - head.size != length or head.expects_continue:
+            return False
+        started = time.monotonic()
+        answer = quick(head, data[head.size :], self.peer)
+        if answer is None:
+            return False
+        self.transport.write(answer)
+        self.deadline = server.now + server.limits.idle_seconds
+        server.answered(200, time.monotonic() - started)
+        return True
 
     # -- parser callbacks
 
@@ -213,6 +235,7 @@ class Connection(asyncio.Protocol):
             except Fault as fault:
                 return self._refuse_head(fault)
             self._last_bytes = text
+            self._last.size = end
         request = Request(self, self._last)
         self.request = request
         self.deadline = self.server.now + limits.request_seconds

@@ -59,6 +59,16 @@ class BodySink(Protocol):
         """The client broke the body off or sent garbage; no more of it comes."""
 
 
+class Told:
+    """Headers as text by lower-case name, and the Authorization header as sent."""
+
+    __slots__ = ("authorization", "headers")
+
+    def __init__(self, headers: dict[str, str], authorization: bytes) -> None:
+        self.headers = headers
+        self.authorization = authorization
+
+
 class Head:
     """The facts of a request's head: a pure function of its bytes, so that a repeated head is read once.
 
@@ -77,7 +87,7 @@ class Head:
 
     __slots__ = (
         "expects_continue", "fields", "host", "host_field", "http10", "keep_alive", "length", "method",
-        "onward", "target", "told", "upgrade",
+        "onward", "size", "target", "told", "upgrade",
     )  # fmt: skip
 
     def __init__(
@@ -93,8 +103,9 @@ class Head:
         self.length = 0
         self.upgrade = b""
         self.expects_continue = False
+        self.size = 0  # of the head itself, in bytes
         self.onward = b""  # what goes upstream of it, once that was put together
-        self.told: dict[str, str] | None = None  # the headers that the API reads, once it has
+        self.told: Told | None = None  # what the API reads of it, once it has
 
 
 class Request:

