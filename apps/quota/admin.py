@@ -1,9 +1,13 @@
 """Admin page of limits."""
 
-from django.contrib import admin
+from typing import Any
 
+from django.contrib import admin
+from django.http import HttpRequest
+
+from apps.quota import services
 from apps.quota.models import Limits
-from unkey.admin import ReadOnlyAdmin
+from unkey.admin import ReadOnlyAdmin, actor_of
 
 
 @admin.register(Limits)
@@ -18,3 +22,13 @@ class LimitsAdmin(ReadOnlyAdmin):
         "replicas_max",
     )
     search_fields = ("workspace__id", "workspace__slug")
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return self.has_operate_permission(request)
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> list[str]:
+        return ["workspace", "created_at", "updated_at"]
+
+    def save_model(self, request: HttpRequest, obj: Limits, form: Any, change: bool) -> None:
+        changes = {name: form.cleaned_data[name] for name in form.changed_data}
+        services.set_limits(obj.pk, changes, actor=actor_of(request))

@@ -5,6 +5,7 @@ from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission as AuthPermission
 from django.db import models
 from django.test import Client
 from django.urls import reverse
@@ -75,6 +76,9 @@ def test_a_workspace_and_its_root_keys_are_stopped_from_the_admin(staff: Client,
 
 @pytest.mark.django_db
 def test_staff_who_may_only_look_change_nothing(client: Client, tenant: Tenant) -> None:
-    client.force_login(get_user_model().objects.create_user("reader", is_staff=True))
+    reader = get_user_model().objects.create_user("reader", is_staff=True)
+    reader.user_permissions.add(AuthPermission.objects.get(codename="view_workspace"))
+    client.force_login(reader)
+    assert client.get(reverse("admin:workspaces_workspace_changelist")).status_code == 200
     act(client, tenant.workspace, "disable")
     assert tenant("projects.listProjects") == []
