@@ -213,9 +213,13 @@ class ProcessRuntime:
     async def note(self, name: str, text: str) -> None:
         """See `Runtime.note`."""
         instance = self._known.get(name)
-        if instance is not None:
+        if instance is None:
+            return
+        try:
             with instance.log.open("ab") as file:
                 file.write(f"{AGENT_MARK}{text}\n".encode())
+        except OSError as error:
+            log.warning("note_not_written", name=name, note=text, error=str(error))
 
     async def logs(self, name: str, tail: int) -> list[LogLine]:
         """See `Runtime.logs`."""
@@ -421,9 +425,15 @@ async def _how_it_ended(child: "subprocess.Popen[bytes] | None") -> str:
 
 def _bound_log(instance: Instance) -> None:
     """Move the last half of what a log may hold to `log.1`; the file itself stays open for appends."""
-    with instance.log.open("rb") as file, (instance.folder / "log.1").open("wb") as older:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_BYTES // 2))
-        shutil.copyfileobj(file, older)
+    older = instance.folder / "log.1"
+    try:
+        with instance.log.open("rb") as file, older.open("wb") as out:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LOG_BYTES // 2))
+            shutil.copyfileobj(file, out)
+    except OSError as error:
+        # A full disk: these lines go, so that there is room for others.
+        log.warning("log_dropped", name=instance.record.name, error=str(error))
+        older.unlink(missing_ok=True)
     os.truncate(instance.log, 0)
     instance.sizes.clear()
 

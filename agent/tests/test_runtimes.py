@@ -200,6 +200,34 @@ def test_log_is_bounded_and_keeps_its_end(make, order, root):
     make.run(scenario)
 
 
+def test_a_log_that_cannot_be_kept_on_a_full_disk_is_no_harm_to_its_instance(make, order, root):
+    async def scenario():
+        runtime = make()
+        await runtime.start(order(programs.SILENT))
+        (root / "instances/i_1/log.1").symlink_to("/dev/full")
+        with (root / "instances/i_1/log").open("ab") as log:
+            log.write(bytes(LOG_BYTES // 2 + 1))
+        assert (await runtime.observe("i_1")).alive
+        assert (root / "instances/i_1/log").stat().st_size == 0
+        assert not (root / "instances/i_1/log.1").is_symlink()
+        await runtime.stop("i_1", "SIGKILL", 0.0)
+
+    make.run(scenario)
+
+
+def test_a_note_that_cannot_be_written_is_no_harm_to_its_instance(make, order, root):
+    async def scenario():
+        runtime = make()
+        await runtime.start(order(programs.SILENT))
+        (root / "instances/i_1/log").unlink()
+        (root / "instances/i_1/log").symlink_to("/dev/full")
+        await runtime.note("i_1", "lost")
+        assert (await runtime.observe("i_1")).alive
+        await runtime.stop("i_1", "SIGKILL", 0.0)
+
+    make.run(scenario)
+
+
 def test_what_no_deployment_uses_is_dropped(make, order, root):
     async def scenario():
         runtime = make()

@@ -12,14 +12,27 @@ from scripts.demo import PYTHON, ROOT
 pytestmark = [pytest.mark.xdist_group("system-2"), pytest.mark.timeout(240)]
 
 
-def test_the_demo_does_what_it_says_twice(tmp_path: Path) -> None:
+def test_the_demo_does_what_it_says_twice_and_leaves_its_system_running_if_asked(tmp_path: Path) -> None:
     environ = {**os.environ, "UNKEY_VAR": str(tmp_path / "var"), "PORTS": "auto"}
-    for _ in range(2):
+    for keep in ("0", "1"):
         done = subprocess.run(
-            [PYTHON, "scripts/demo.py"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=110
+            [PYTHON, "scripts/demo.py"],
+            cwd=ROOT,
+            env={**environ, "KEEP": keep},
+            capture_output=True,
+            text=True,
+            timeout=110,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         facts = json.loads((tmp_path / "var" / "demo.json").read_text())
         assert facts["background_failures"] == 0
         assert facts["background_requests"] > 100
         assert {"deploy_1", "guard", "credits", "deploy_2", "rollback", "promote"} <= set(facts["timings"])
+        assert _down(environ) == ("stopped\n" if keep == "1" else f"nothing runs in {tmp_path / 'var'}\n")
+    assert (tmp_path / "var" / "demo.json").stat().st_mode & 0o777 == 0o600
+
+
+def _down(environ: dict[str, str]) -> str:
+    return subprocess.run(
+        [PYTHON, "manage.py", "down"], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+    ).stdout

@@ -98,7 +98,7 @@ class Disk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._filling = folder / "filling"
-        self._limited: list[psutil.Process] = []
+        self._limited: psutil.Process | None = None
         mount = ["mount", "-t", "tmpfs", "-o", f"size={WRITABLE_OCTETS}", "tmpfs", str(folder)]
         self._mounted = os.geteuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
 
@@ -106,8 +106,7 @@ class Disk:
         """Leave nothing to write on."""
         if not self._mounted:
             assert system.process is not None
-            supervisor = psutil.Process(system.process.pid)
-            self._limited = [supervisor, *supervisor.children(recursive=True)]
+            self._limited = psutil.Process(system.process.pid)
             self._limit(0)
             return
         with suppress(OSError), self._filling.open("wb", buffering=0) as file:
@@ -118,6 +117,7 @@ class Disk:
         """Give back what `fill` took."""
         self._filling.unlink(missing_ok=True)
         self._limit(None)
+        self._limited = None
 
     def close(self) -> None:
         """Take the file system away."""
@@ -125,7 +125,9 @@ class Disk:
             subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
     def _limit(self, octets: int | None) -> None:
-        for process in self._limited:
+        if self._limited is None:
+            return
+        for process in [self._limited, *self._limited.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess):
                 _, most = process.rlimit(psutil.RLIMIT_FSIZE)
                 process.rlimit(psutil.RLIMIT_FSIZE, (most if octets is None else octets, most))

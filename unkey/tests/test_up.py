@@ -146,6 +146,21 @@ def test_down_stops_what_up_runs(up: Callable[..., System]) -> None:
     assert manage(system.var, "down").stdout == f"nothing runs in {system.var}\n"
 
 
+def test_two_systems_run_side_by_side(tmp_path: Path, up: Callable[..., System]) -> None:
+    one = up("--only", "web").ready()
+    two = System(tmp_path / "other", "--only", "web")
+    try:
+        two.ready()
+        assert not set(one.ports.values()) & set(two.ports.values())
+        assert manage(two.var, "down").stdout == "stopped\n"
+        assert two.process.wait(30) == 0
+    finally:
+        two.process.kill()
+        two.process.wait()
+    assert one.get("WEB_PORT", "/health/ready") == 200
+    assert one.stop() == 0
+
+
 def test_nothing_outlives_a_killed_up(up: Callable[..., System]) -> None:
     system = up("--only", "web,worker").ready()
     processes = system.below()
