@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 _WATCHED = frozenset({b"host", b"connection", b"content-length", b"transfer-encoding", b"upgrade", b"expect"})
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(/[^?#]*)?(\?.*)?", re.IGNORECASE | re.DOTALL)
+_LINE = re.compile(rb"([A-Z]+) (/[!\"$-~]*+) HTTP/1\.1")
 _MALFORMED = "The request is malformed: {}."
 _DISCARD_BYTES = 64 * 1024
 _LINGER_SECONDS = 2.0
@@ -212,6 +213,9 @@ class Connection(asyncio.Protocol):
         return b"\r\n\r\n" in self._held
 
     def _read_head(self, data: bytes) -> None:
+        last = self._last_bytes
+        if last and data.startswith(last):  # clients repeat themselves on a kept connection
+            return self._begin(data, len(last))
         limits = self.server.limits
         if data.startswith(b"\r\n"):  # RFC 9112, 2.2: one empty line before a request is read over
             data = data[2:]
@@ -229,13 +233,30 @@ class Connection(asyncio.Protocol):
         if end > limits.head_bytes:
             return self._refuse_head(RequestHeadersTooLarge(f"A head may have {limits.head_bytes} bytes."))
         text = data[:end]  # the same object if nothing follows
-        if text != self._last_bytes:  # clients repeat themselves on a kept connection
-            try:
-                self._last = self._parse(text)
-            except Fault as fault:
-                return self._refuse_head(fault)
-            self._last_bytes = text
-            self._last.size = end
+        try:
+            self._last = (self._retargeted(text) if last else None) or self._parse(text)
+        except Fault as fault:
+            return self._refuse_head(fault)
+        self._last_bytes = text
+        self._last.size = end
+        self._begin(data, end)
+
+    def _retargeted(self, text: bytes) -> Head | None:
+        """Return the facts of a head that repeats the last one but for its target, None if it does not."""
+        last = self._last_bytes
+        fields = last[last.index(b"\r\n") :]
+        line = text.index(b"\r\n")
+        if len(text) - line != len(fields) or not text.endswith(fields):
+            return None
+        match = _LINE.fullmatch(text, 0, line)
+        head = self._last
+        if match is None or match[1] != head.method or head.http10:
+            return None
+        return head.retargeted(match[2])
+
+    def _begin(self, data: bytes, end: int) -> None:
+        """Begin with the request whose head, the last one read, ends at `end`."""
+        limits = self.server.limits
         request = Request(self, self._last)
         self.request = request
         self.deadline = self.server.now + limits.request_seconds

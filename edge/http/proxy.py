@@ -53,16 +53,16 @@ def forward(
     onward = head.onward
     if not onward:
         onward = head.onward = request_head(request)
-    exchange.start(b"%b%b\r\n" % (onward, request_lines))
+    exchange.start(b"%b %b HTTP/1.1\r\n%b%b\r\n" % (request.method, request.target, onward, request_lines))
 
 
 def request_head(request: Request) -> bytes:
-    """Build the head that goes upstream, without its end.
+    """Build the headers that go upstream, without the head's end.
 
     Hop-by-hop headers (RFC 9110, 7.6.1) and those that only an edge may set are left out.
     """
     named: set[bytes] = set()
-    lines = [b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (request.method, request.target, request.host_field)]
+    lines = [b"Host: %b\r\n" % request.host_field]
     for lower, name, value in request.fields:
         if lower == b"connection":
             named.update(token.strip(b" \t") for token in value.lower().split(b","))

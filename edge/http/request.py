@@ -104,8 +104,18 @@ class Head:
         self.upgrade = b""
         self.expects_continue = False
         self.size = 0  # of the head itself, in bytes
-        self.onward = b""  # what goes upstream of it, once that was put together
+        self.onward = b""  # what goes upstream of it after the request line, once that was put together
         self.told: Told | None = None  # what the API reads of it, once it has
+
+    def retargeted(self, target: bytes) -> "Head":
+        """Return the head of a request that differs in its target alone."""
+        head = Head(self.method, target, self.host, self.host_field, self.fields)
+        head.keep_alive = self.keep_alive
+        head.length = self.length
+        head.upgrade = self.upgrade
+        head.expects_continue = self.expects_continue
+        head.onward = self.onward
+        return head
 
 
 class Request:

@@ -169,14 +169,17 @@ class UpstreamConnection(asyncio.Protocol):
             data = self._held + data
             self._held = b""
         while True:
-            end = data.find(b"\r\n\r\n") + 4
-            if end == 3:
-                if len(data) > self.pool.limits.head_bytes:
-                    return self._garbage(exchange)
-                self._held = data
-                return
-            text = data[:end]
-            if text != self._last_bytes:  # an app repeats itself, within a second even its Date
+            last = self._last_bytes
+            if last and data.startswith(last):  # an app repeats itself, within a second even its Date
+                end = len(last)
+            else:
+                end = data.find(b"\r\n\r\n") + 4
+                if end == 3:
+                    if len(data) > self.pool.limits.head_bytes:
+                        return self._garbage(exchange)
+                    self._held = data
+                    return
+                text = data[:end]
                 self._last_bytes = b""
                 self._last = self._parse(text) if end <= self.pool.limits.head_bytes else None
                 if self._last is None:

@@ -1,8 +1,9 @@
 """What a sentinel decides, what it looks at, and what one policy hands to the next."""
 
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from typing import Any, Protocol
+
+from msgspec import Struct
 
 from unkey.errors import Fault
 
@@ -33,8 +34,7 @@ class Call(Protocol):
         """Return every value of a header (lower-case name)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Allow:
+class Allow(Struct, frozen=True):
     """The request may pass.
 
     Args:
@@ -46,8 +46,7 @@ class Allow:
     response_lines: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Refuse:
+class Refuse(Struct, frozen=True):
     """The request ends here; `response_lines` go with the error's answer."""
 
     fault: Fault

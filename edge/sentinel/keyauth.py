@@ -1,7 +1,9 @@
 """The keyauth policy: an API key, taken from the request, must verify (reference, api.md 6.7 and 6.8)."""
 
+import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from math import inf
 from typing import Any, Protocol, cast
 
 import msgspec
@@ -18,6 +20,7 @@ from edge.verify.steps import (
     Subject,
     Verdict,
 )
+from unkey import clock
 from unkey.errors import (
     Fault,
     FrontlineInternalError,
@@ -38,6 +41,10 @@ _REMEMBERED = 10_000
 
 class Verify(Protocol):
     """What keyauth needs of `edge.verify.verifier.Verifier`."""
+
+    @property
+    def epoch(self) -> int:
+        """Changes whenever anything about keys does."""
 
     def find(self, text: str) -> Subject | Awaitable[Subject | None] | None:
         """Return the key behind a text; awaitable if it was never seen."""
@@ -78,6 +85,7 @@ class Keyauth:
             raise Unsupported("keyauth credits are not a count")
         self._credits: int | None = credits
         self._principals: dict[Subject, tuple[dict[str, Any], bytes]] = {}
+        self._admitted: dict[bytes, tuple[int, float, tuple[dict[str, Any], bytes]]] = {}
 
     def apply(self, call: Call, state: State) -> Fault | Awaitable[Fault | None] | None:
         """Verify the request's key; nothing to do where an earlier policy has established who calls."""
@@ -88,12 +96,28 @@ class Keyauth:
                 break
         else:
             return MissingCredentials("The request carries no API key.")
+        # A key without credits and limits passes until something about keys changes, or it expires.
+        digest = hashlib.sha256(text.encode()).digest()
+        admitted = self._admitted.get(digest)
+        if admitted is not None and admitted[0] == self._verifier.epoch and clock.now_ms() <= admitted[1]:
+            state.principal, state.request_lines = admitted[2]
+            return None
+        epoch = self._verifier.epoch
         subject = self._verifier.find(text)
         if subject is None:
             return InvalidKey("The API key is not valid.")
         if isinstance(subject, Subject):
-            return self._verify(subject, state)
+            outcome = self._verify(subject, state)
+            if outcome is None and state.principal is not None and self._passes_again(subject):
+                if len(self._admitted) >= _REMEMBERED:
+                    self._admitted.clear()
+                expires_at = inf if subject.key.expires_at is None else subject.key.expires_at
+                self._admitted[digest] = epoch, expires_at, (state.principal, state.request_lines)
+            return outcome
         return self._find_later(subject, state)
+
+    def _passes_again(self, subject: Subject) -> bool:
+        return subject.key.remaining is None and not subject.automatic and not self._demands
 
     async def _find_later(self, finding: Awaitable[Subject | None], state: State) -> Fault | None:
         try:

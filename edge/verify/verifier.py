@@ -126,6 +126,11 @@ class Verifier:
 
     # Keys
 
+    @property
+    def epoch(self) -> int:
+        """A number that changes whenever anything about keys, their holders or workspaces does."""
+        return self.store.epoch
+
     def find(self, text: str) -> Subject | Awaitable[Subject | None] | None:
         """Return the key behind a presented text, None if there is none; awaitable if it must be read.
 

@@ -426,3 +426,37 @@ def test_a_handler_that_fails_is_an_internal_error(rig, caplog):
 
     status, _, body = rig.client(rig.serve(handle)).send(GET).answer()
     assert (status, errors.FrontlineInternalError.kind.code.encode() in body) == (500, True)
+
+
+def test_heads_that_differ_in_the_target_alone_are_told_apart(rig):
+    origin = rig.origin()
+    client = rig.client(rig.proxy(origin.address))
+    fields = b"Host: a.test\r\nX-One: 1\r\nX-Unkey-Principal: me\r\n"
+    for target in (b"/", b"/", b"/b?c=%20", b"/b", b"//x", b"/"):
+        assert client.send(b"GET %b HTTP/1.1\r\n%b\r\n" % (target, fields)).answer()[0] == 200
+        assert origin.seen[-1].target == target.decode()
+        assert origin.seen[-1].get("x-one") == ["1"]
+        assert origin.seen[-1].get("x-unkey-principal") == []
+    for line, fields_of_this in (
+        (b"DELETE /d", fields),
+        (b"GET /e", b"Host: a.test\r\nX-One: 2\r\n"),
+        (b"GET http://a.test/f", fields),
+    ):
+        client.send(b"%b HTTP/1.1\r\n%b\r\n" % (line, fields_of_this)).answer()
+    assert [(seen.method, seen.target, seen.get("x-one")) for seen in origin.seen[-3:]] == [
+        ("DELETE", "/d", ["1"]),
+        ("GET", "/e", ["2"]),
+        ("GET", "/f", ["1"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line", [b"GET /a#b HTTP/1.1", b"GET  /a HTTP/1.1", b"GET /a b HTTP/1.1", b"GET /a HTTP/2.1"]
+)
+def test_a_line_that_is_refused_is_refused_after_a_head_like_it_too(rig, line):
+    origin = rig.origin()
+    client = rig.client(rig.proxy(origin.address))
+    fields = b"\r\nHost: a.test\r\n\r\n"
+    assert client.send(b"GET / HTTP/1.1" + fields).answer()[0] == 200
+    assert client.send(line + fields).answer()[0] == 400
+    assert len(origin.seen) == 1

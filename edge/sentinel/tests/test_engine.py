@@ -49,6 +49,8 @@ def make_subject(identity=None, roles=(), **changes):
 class Keys:
     """A verifier over a dictionary; `late` makes it answer as one that has to ask the database."""
 
+    epoch = 0
+
     def __init__(self, subjects, *, late=False, gone=False):
         self.subjects = subjects
         self.late = late
@@ -396,3 +398,19 @@ def test_the_tightest_of_several_limits_is_told():
 
     decision = decide(engine(limit(9), limit(3), limit(5)), Call())
     assert lines(decision.response_lines)["X-RateLimit-Limit"] == "3"
+
+
+def test_a_key_passes_again_until_something_about_keys_changes_or_it_expires(monkeypatch):
+    keys = Keys({"k": make_subject(expires_at=NOW + 1000)})
+    guarded = engine(KEYAUTH, keys=keys)
+    first = decide(guarded, bearer("k"))
+    keys.subjects = {}
+    assert decide(guarded, bearer("k")) == first
+    assert code(decide(guarded, bearer("other"))) == "client:invalid_key"
+    keys.epoch = 1
+    assert code(decide(guarded, bearer("k"))) == "client:invalid_key"
+    keys.subjects = {"k": make_subject(expires_at=NOW + 1000)}
+    assert isinstance(decide(guarded, bearer("k")), Allow)
+    monkeypatch.setattr("unkey.clock.now_ms", lambda: NOW + 1001)
+    keys.subjects = {}
+    assert code(decide(guarded, bearer("k"))) == "client:invalid_key"
