@@ -1,6 +1,7 @@
 """`python -m agent`: SIGTERM leaves the instances running, SIGINT stops them first."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -28,6 +29,8 @@ async def serve() -> int:
         raise BadSetting(f"AGENT_RUNTIME {env.AGENT_RUNTIME} is not there yet: use process")
     root = env.UNKEY_VAR / "agent" / env.REGION
     root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not os.access(root, os.W_OK):
+        raise BadSetting(f"{root} cannot be written (UNKEY_VAR chooses another folder)")
     control = ControlPlane(
         web_url=env.web_url,
         feed_url=env.feed_url,

@@ -25,6 +25,7 @@ SCHEME = "folder"
 TRANSPORT_ALIASES[SCHEME] = "unkey.broker:Transport"
 
 POLL_SECONDS = 0.05
+_LOCK = ".lock"
 
 
 def celery_settings(url: str) -> dict[str, Any]:
@@ -61,6 +62,19 @@ def celery_settings(url: str) -> dict[str, Any]:
     }
 
 
+def require_writable(options: dict[str, Any]) -> None:
+    """Check that messages can be taken and left; brokers other than a folder are Celery's own business.
+
+    Args:
+        options: transport options, as `celery_settings` makes them.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    if "control_folder" in options:
+        Path(options["control_folder"], _LOCK).touch()
+
+
 class Channel(filesystem.Channel):
     """Kombu's channel, with writes that appear whole or not at all."""
 
@@ -86,7 +100,7 @@ class Channel(filesystem.Channel):
     def _queue_bind(self, exchange: str, routing_key: str | None, pattern: str | None, queue: str) -> None:
         file = self.control_folder / f"{exchange}.exchange"
         binding = filesystem.exchange_queue_t(routing_key or "", pattern or "", queue or "")
-        with open(self.control_folder / ".lock", "w") as lock:
+        with open(self.control_folder / _LOCK, "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             bindings = self.get_table(exchange)
             if binding not in bindings:

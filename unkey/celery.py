@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import beat_init, setup_logging, worker_ready
 
+from unkey.broker import require_writable
 from unkey.complaints import in_one_line
 from unkey.env import BadSetting
 
@@ -34,6 +35,7 @@ def _keep_logging(**_kwargs: Any) -> None:
     from unkey import health
 
     with in_one_line():
+        require_writable(app.conf.broker_transport_options)
         if missing := health.missing_migrations():
             raise BadSetting(f"{missing} migrations are not applied (DATABASE_URL): `manage.py prepare`")
     connection.close()

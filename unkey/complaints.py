@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db.migrations.exceptions import MigrationSchemaMissing
 
 from unkey.env import BadSetting, env
 from unkey.installation import AlreadyRunning
@@ -19,7 +20,7 @@ def explain(error: BaseException) -> str | None:
     match error:
         case BadSetting() | AlreadyRunning() | PortUnusable() | StartFailed():
             return str(error)
-        case OperationalError() | InterfaceError():
+        case OperationalError() | InterfaceError() | MigrationSchemaMissing():
             return _database(error)
         case DatabaseError() if type(error) is DatabaseError:  # SQLite: the file is something else, or broken
             return _database(error)

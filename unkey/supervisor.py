@@ -258,6 +258,8 @@ class Supervisor:
             reaper.cancel()
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+        for keeper in keepers.values():
+            keeper.result()
 
     def stop(self) -> None:
         """Begin to stop; called again: stop without grace."""
@@ -320,7 +322,8 @@ class Supervisor:
                     "up", f"{child.program.name} did not stop in {child.program.grace:g} s: killed"
                 )
             child.kill_group()
-        await keeper
+        # What went wrong with one child must not keep the others from being stopped.
+        await asyncio.wait({keeper})
 
     async def _sweep(self) -> None:
         """End every process that still descends from this one: instances that their agent left."""
