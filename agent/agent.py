@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -125,10 +126,10 @@ class Agent:
                 log.warning("heartbeat_not_heard", error=str(error))
             # A new version is told at once, but not more than ten times a second.
             await asyncio.sleep(0.1)
-            try:
-                await asyncio.wait_for(self._beat.wait(), HEARTBEAT_SECONDS)
-            except TimeoutError:
-                continue
+            # Not wait_for: in Python 3.11 it takes no notice of a cancellation that comes with the event.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    await self._beat.wait()
 
     async def _keep_correcting(self) -> None:
         while True:

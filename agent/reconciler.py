@@ -151,7 +151,8 @@ class Keeper:
     async def delivered(self) -> None:
         """Wait until the control plane knows the present state, but not for long."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._reporter.delivered(), self._timing.report_delivery)
+            async with asyncio.timeout(self._timing.report_delivery):
+                await self._reporter.delivered()
 
     async def leave(self) -> None:
         """Stop watching; instances run on."""
@@ -324,7 +325,8 @@ class Replica:
             left = begun + deadline - loop.time()
             if left > 0:
                 try:
-                    why = await asyncio.wait_for(health.is_ready(observed.address, settings), left)
+                    async with asyncio.timeout(left):
+                        why = await health.is_ready(observed.address, settings)
                 except TimeoutError:
                     left = 0
             if not why:

@@ -147,7 +147,8 @@ async def run(
         except OSError as error:
             raise StartFailed(f"{command[0]} cannot be run: {error.strerror}") from error
         try:
-            status = await asyncio.wait_for(process.wait(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                status = await process.wait()
         except TimeoutError:
             raise StartFailed(f"{shown} took longer than {timeout_seconds:.0f} s") from None
         finally:

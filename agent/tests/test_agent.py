@@ -346,6 +346,17 @@ def test_packages_that_cannot_be_installed_fail_the_instance_with_the_installers
     run(scenario())
 
 
+def test_told_to_stop_in_the_moment_of_a_change_it_stops(plane, in_process):
+    async def scenario():
+        async with in_process() as agent:
+            await plane.soon(lambda: plane.heartbeats)
+            await asyncio.sleep(0.2)  # now it waits for a change, or for the next heartbeat
+            agent._beat.set()
+            await asyncio.sleep(0)
+
+    run(scenario())
+
+
 def test_snapshot_with_other_octets_than_its_digest_says_is_refused(plane, in_process, tmp_path, root):
     image = plane.snapshot(tmp_path / "app", {"app.py": programs.SERVER})
     digest = image.rpartition(":")[2]
