@@ -222,7 +222,7 @@ def main() -> int:
             )
 
         for name, sent, bar in (("one hot key", bodies[:1], BAR), (f"{HOT_KEYS:,} hot keys", bodies, 0.0)):
-            load(API, sent, 1)  # the first batches of credits
+            load(API, sent, 3)  # keys are hot once their first credits are leased
             edge = Side("edge", children[0], partial(load, API, sent))
             bare_side = Side("bare", children[1], partial(load, BARE, sent))
             reached = compare(edge, bare_side, options.rounds, options.seconds)

@@ -160,6 +160,7 @@ class Edge:
 
     def _requests(self) -> Iterator[Sample]:
         for server in self.servers.values():
+            server.settle()
             for status, count in sorted(server.statuses.items()):
                 yield (
                     "unkey_edge_requests_total",
@@ -170,6 +171,7 @@ class Edge:
     def _latencies(self) -> list[str]:
         lines: list[str] = []
         for server in self.servers.values():
+            server.settle()
             labels = {"listener": server.name}
             lines += histogram(
                 "unkey_edge_request_seconds", labels, LATENCY_BUCKETS, server.latencies, server.latency_sum

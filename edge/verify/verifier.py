@@ -244,10 +244,8 @@ class Verifier:
         if plan is None or not plan.template or plan.epoch != self.store.epoch:
             return None
         now = clock.now_ms()
-        if now > plan.good_until:
-            return None
         prepared = plan.prepared
-        if prepared is None:
+        if now > plan.good_until or prepared is None:
             return None
         key = prepared.subject.key
         limit = plan.limit

@@ -306,7 +306,9 @@ def test_a_verification_that_can_be_answered_at_once_is_and_any_other_takes_the_
     assert [client.send(other).answer()[2] for _ in range(2)] == [b"web"] * 2
     last = VERIFY % b"Connection: close\r\nContent-Length: 2\r\n"
     assert client.send(last + b"{}").answer()[1]["connection"] == "close"
+    server.settle()
     assert server.statuses == {200: 9}
+    assert sum(server.latencies) == 9
 
 
 def test_without_web_the_api_says_so_in_its_envelope(rig):
