@@ -349,10 +349,13 @@ def test_packages_that_cannot_be_installed_fail_the_instance_with_the_installers
 def test_told_to_stop_in_the_moment_of_a_change_it_stops(plane, in_process):
     async def scenario():
         async with in_process() as agent:
-            await plane.soon(lambda: plane.heartbeats)
-            await asyncio.sleep(0.2)  # now it waits for a change, or for the next heartbeat
+            beating = asyncio.create_task(agent._keep_beating())
+            await asyncio.sleep(0.3)  # now it waits for a change, or for the next heartbeat
             agent._beat.set()
             await asyncio.sleep(0)
+            beating.cancel()
+            done, _ = await asyncio.wait([beating], timeout=5)
+            assert done
 
     run(scenario())
 
