@@ -172,6 +172,34 @@ def test_a_failed_deployment_is_status_1_with_its_last_log_lines(
     assert "last line" in done.stderr
 
 
+def test_an_api_that_is_away_for_a_moment_does_not_end_the_watching(
+    server: Server, unkey: Unkey, tmp_path: Path
+) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "Procfile").write_text("web: true\n")
+    ready = {"status": "ready", "isCurrent": True, "domains": ["abc.example"]}
+    routing = {"step": "finalizing", "startedAt": 1}
+    states = [refusal(500, "web restarts"), data({"status": "pending"}), data(ready), data(ready)]
+    steps = [[], [routing], [{**routing, "endedAt": 2}]]
+    server.answers |= {
+        "apps.getApp": data({"id": "app_1"}),
+        "snapshots.createSnapshot": data({"image": "snapshot@sha256:" + "0" * 64}),
+        "deployments.createDeployment": data({"deploymentId": "d_1"}),
+        "deployments.getDeployment": lambda body: states.pop(0)(body),
+        "deployments.listSteps": lambda body: data({"steps": steps.pop(0), "urls": ["http://abc"]})(body),
+    }
+    done = unkey("deploy", "source", "--project", "abc", "--url", server.url, "--json", UNKEY_ROOT_KEY="k")
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (0, "ready"), done.stderr
+    # It was ready once before the edges had confirmed its routes.
+    assert (states, steps) == ([], [])
+
+
+def test_a_wrong_use_has_a_document_too(server: Server, unkey: Unkey) -> None:
+    done = unkey("deploy", "missing", "--url", server.url, "--json", UNKEY_ROOT_KEY="k")
+    assert done.returncode == 2
+    assert json.loads(done.stdout) == {"error": "missing is not a folder", "exitStatus": 2}
+
+
 def test_a_folder_that_links_outside_is_refused_before_anything_is_sent(
     server: Server, unkey: Unkey, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,26 @@ def test_a_store_that_cannot_write_is_an_error_in_the_envelope(
     assert answer["error"]["type"].endswith("/unkey/application/service_unavailable")
     with unscoped("test"):
         assert not Snapshot.objects.exists()
+
+
+@pytest.mark.parametrize("fault", ["no space for a file", "no space in it"])
+def test_an_upload_that_finds_no_space_is_no_fault_of_its_sender(
+    fault: str,
+    tenant: Tenant,
+    packed: tuple[bytes, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    store: objects.ObjectStore,
+) -> None:
+    if fault == "no space for a file":
+        monkeypatch.setattr(tempfile, "tempdir", "/dev/full")
+    else:
+        (tmp_path / "upload").symlink_to("/dev/full")
+        monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda **_: (tmp_path / "upload").open("wb"))
+    status, envelope = upload(tenant, packed[0])
+    assert status == 500
+    assert envelope["error"]["type"].endswith("/service_unavailable")
+    assert not (tmp_path / "upload").is_symlink()
+    assert store.keys("snapshots") == []
+    with unscoped("the test looks at every workspace"):
+        assert Snapshot.objects.count() == 0
