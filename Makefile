@@ -21,7 +21,7 @@ down: ## stop what runs in var/
 
 test: ## all suites on the embedded defaults
 	@scripts/environment dev
-	@.venv/bin/pytest -n auto -m "not services" $(ARGS)
+	@.venv/bin/pytest -n auto --dist loadgroup -m "not services" $(ARGS)
 
 test-services: ## the database suites and what needs real servers, on MariaDB and Redis
 	@scripts/environment dev
