@@ -1,6 +1,6 @@
 """`python -m edge`: one process of the data plane, until SIGTERM or SIGINT.
 
-Exit status: 0 after a clean stop, 1 if it could not start, 2 for a setting that cannot be used.
+Exit status: 0 after a clean stop, 1 if it could not start or go on, 2 for a setting that cannot be used.
 """
 
 import asyncio
@@ -35,9 +35,16 @@ async def _run() -> int:
     gc.freeze()
     # Requests leave no cycles behind, so that looking for them often only costs time.
     gc.set_threshold(20_000, 50, 50)
-    await stopping.wait()
+    asked = loop.create_task(stopping.wait())
+    broken = loop.create_task(edge.store.broken.wait())
+    await asyncio.wait((asked, broken), return_when=asyncio.FIRST_COMPLETED)
+    failed = not asked.done()
+    if failed:
+        log.error("edge.cannot_go_on", reason="a background task has ended")
+    asked.cancel()
+    broken.cancel()
     await edge.stop()
-    return 0
+    return 1 if failed else 0
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import bisect
+import logging
 import socket
 import ssl
 import time
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from edge.http.connection import Connection, Phase
 from edge.http.limits import Limits
 from edge.http.request import Head, Request
+
+log = logging.getLogger(__name__)
 
 Handler = Callable[[Request], None]
 Quick = Callable[[Head, bytes, bytes], bytes | None]
@@ -91,10 +94,14 @@ class Server:
         self._tick(loop)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._ticker = loop.call_later(_TICK_SECONDS, self._tick, loop)
         now = self.now = time.monotonic()
         for connection in [each for each in self.connections if each.deadline < now]:
-            connection.timed_out()
-        self._ticker = loop.call_later(_TICK_SECONDS, self._tick, loop)
+            try:
+                connection.timed_out()
+            except Exception:
+                log.exception("a connection could not be timed out")
+                connection.transport.abort()
 
     def finished(self, request: Request, *, complete: bool) -> None:
         """Count a request that is over; `complete`: its whole response was written."""

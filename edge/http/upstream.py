@@ -1,6 +1,7 @@
 """Connections to instances: kept alive per address, least loaded known, responses read strictly."""
 
 import asyncio
+import logging
 import random
 import time
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -9,9 +10,12 @@ import httptools
 
 from edge.http.body import BadChunk, ChunkDecoder
 from edge.http.limits import Limits
+from unkey.errors import FrontlineInternalError
 
 if TYPE_CHECKING:
     from edge.http.proxy import Exchange
+
+log = logging.getLogger(__name__)
 
 _WATCHED = frozenset({
     b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"proxy-connection",
@@ -409,6 +413,15 @@ class Pool:
         task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, endpoint: Endpoint, exchange: "Exchange") -> None:
+        try:
+            await self._dial(endpoint, exchange)
+        except Exception:
+            log.exception("a connection could not be used", extra={"request_id": exchange.request.id})
+            exchange.client_gone()
+            if exchange.client.request is exchange.request:
+                exchange.client.fail(FrontlineInternalError("The edge failed to handle this request."))
+
+    async def _dial(self, endpoint: Endpoint, exchange: "Exchange") -> None:
         loop = asyncio.get_running_loop()
         self.dials += 1
         try:
@@ -419,6 +432,9 @@ class Pool:
         except OSError as error:  # TimeoutError is one
             self.dial_failures += 1
             exchange.connect_failed(error)
+        except ValueError as error:  # an address that cannot be one
+            self.dial_failures += 1
+            exchange.connect_failed(OSError(f"{endpoint.address}: {error}"))
         else:
             exchange.connected(connection)
 
@@ -433,10 +449,10 @@ class Pool:
             connection.close()
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)
         oldest = time.monotonic() - self.limits.upstream_idle_seconds
         for endpoint in list(self.endpoints.values()):
             while endpoint.idle and endpoint.idle[0].idle_since < oldest:
                 endpoint.idle.pop(0).close()
             if not endpoint.idle and not endpoint.outstanding:
                 del self.endpoints[endpoint.address]
-        self._sweeper = loop.call_later(_SWEEP_SECONDS, self._sweep, loop)

@@ -7,6 +7,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import structlog
@@ -258,7 +259,7 @@ class Wallet:
             del self._leases[lease.key_id]
         try:
             known = await self._bank.give_back({lease.id: lease.spent for lease in leases})
-        except DatabaseGone:
+        except Exception:
             for lease in leases:
                 if lease.key_id in self._leases:
                     self._loose[lease.id] = (lease.slot, lease.spent)
@@ -290,8 +291,14 @@ class Wallet:
             self._asked_at.put(key.id, self._clock())
             task = asyncio.get_running_loop().create_task(self._top_up(key, least))
             self._asking[key.id] = task
-            task.add_done_callback(lambda _: self._asking.pop(key.id, None))
+            task.add_done_callback(partial(self._asked, key.id))
         return task
+
+    def _asked(self, key_id: str, task: asyncio.Task[None]) -> None:
+        self._asking.pop(key_id, None)
+        # Nobody may wait for this task any more.
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("edge.credits_not_leased", key_id=key_id, exc_info=error)
 
     async def _top_up(self, key: KeyRecord, least: int) -> None:
         now = self._clock()
@@ -318,6 +325,10 @@ class Wallet:
                 # The commit may have happened and only its answer be lost: give that lease back later.
                 self._loose[lease.id] = (lease.slot, 0)
             return
+        except Exception:
+            if fresh:
+                self._loose[lease.id] = (lease.slot, 0)
+            raise
         self._remember(key.id, grant.epoch, grant.remaining)
         if not grant.granted:
             if fresh:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -57,6 +57,8 @@ SNAPSHOT_SECONDS = 0.5
 REPORT_SECONDS = 1.0
 TICK_SECONDS = 30.0
 _LONGEST_PAUSE = 1.0
+_AFTER_FAULT_SECONDS = 0.1
+_LONGEST_AFTER_FAULT = 5.0
 _PAGE_SECONDS = 30
 # A route is never known before the policies and the instances behind it.
 _TOGETHER = ("sentinels", "instances", "certificates", "routes")
@@ -80,6 +82,7 @@ class Store:
         connected: the database answered when it was last asked.
         epoch: changes whenever anything about keys, their holders or workspaces does.
         counters: events since start by name, for metrics.
+        broken: set when a background task has ended for good: the process must not go on.
     """
 
     def __init__(
@@ -97,6 +100,7 @@ class Store:
         self.role: str = role or env.EDGE_ROLE
         self.ready = False
         self.connected = False
+        self.broken = asyncio.Event()
         self.epoch = 0
         self.counters: Counter[str] = Counter()
         self._folder: Path = folder or env.UNKEY_VAR / "edge" / self.edge_id
@@ -231,18 +235,17 @@ class Store:
         self._wallet.resume()
         await self._load()
         first = asyncio.Event()
-        self._tasks = [
-            loop.create_task(self._follow(first)),
-            loop.create_task(self._keep_snapshot()),
-            loop.create_task(self._report_credits()),
-            loop.create_task(self._tick()),
-        ]
+        for work in (partial(self._follow, first), self._keep_snapshot, self._report_credits, self._tick):
+            task = loop.create_task(self._forever(work))
+            task.add_done_callback(self._ended)
+            self._tasks.append(task)
         if not self.ready:
             await first.wait()
 
     async def stop(self) -> None:
         """Write the snapshot, give credits back, sign off from the cluster."""
         for task in self._tasks:
+            task.remove_done_callback(self._ended)
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
@@ -250,6 +253,8 @@ class Store:
             await self._ask(partial(_feed_call, "sign_off", self.edge_id))
         except DatabaseGone as error:
             log.warning("edge.stopped_without_database", error=str(error))
+        except Exception:  # the snapshot is worth writing all the same
+            log.exception("edge.stopped_with_fault")
         if self._dirty.is_set():
             await self._save()
         loop = asyncio.get_running_loop()
@@ -263,6 +268,29 @@ class Store:
     async def _ask(self, work: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._database.executor, self._database.call, work)
+
+    async def _forever(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run an endless task; a fault in it is told, and after a pause it begins anew."""
+        name = getattr(work, "func", work).__name__.removeprefix("_")
+        pause = 0.0
+        while True:
+            began = time.monotonic()
+            try:
+                await work()
+            except Exception:
+                log.exception("edge.task_failed", task=name)
+            else:
+                log.error("edge.task_returned", task=name)
+            self._count(f"task_failed_{name}")
+            lasted = time.monotonic() - began > TICK_SECONDS
+            pause = 0.0 if lasted else pause
+            pause = min(max(pause * 2, _AFTER_FAULT_SECONDS), _LONGEST_AFTER_FAULT)
+            await asyncio.sleep(pause)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        log.critical("edge.task_ended", error=repr(error))
+        self.broken.set()
 
     async def _follow(self, first: asyncio.Event) -> None:
         pause = self._poll_seconds
@@ -447,7 +475,10 @@ class Store:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             for callback in self._ticks:
-                callback()
+                try:
+                    callback()
+                except Exception:
+                    log.exception("edge.on_tick_failed")
 
     # The snapshot
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edge.http.tests.rig import PATIENCE, free_port
+from edge.store import disk
 
 ROOT = Path(__file__).resolve().parents[3]
 PORTS = ("EDGE_API_PORT", "EDGE_HTTP_PORT", "EDGE_HTTPS_PORT", "EDGE_METRICS_PORT", "WEB_PORT")
@@ -96,3 +97,31 @@ def test_a_setting_that_cannot_be_used_is_one_clear_line(settings, edge):
     assert process.returncode == 2
     assert "EDGE_HTTP_PORT must be a port" in output
     assert "Traceback" not in output
+
+
+def test_it_ends_with_a_status_when_a_background_task_has_ended(settings):
+    script = """
+import sys
+from edge import __main__ as edge
+from edge.store.store import Store
+
+async def ended(self, work):
+    pass
+
+Store._forever = ended
+sys.exit(edge.main())
+"""
+    settings["EDGE_ID"] = "edge-broken"
+    snapshot = Path(settings["UNKEY_VAR"], "edge", "edge-broken", "snapshot")
+    snapshot.parent.mkdir(parents=True)
+    disk.write(snapshot, {}, [])
+    process = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=settings,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert process.returncode == 1, process.stdout + process.stderr
+    assert "edge.cannot_go_on" in process.stdout + process.stderr

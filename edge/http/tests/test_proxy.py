@@ -1,10 +1,12 @@
 """Requests on their way through: framing, streaming, pools, failures, upgrades, draining."""
 
+import contextlib
 import socket
 import threading
 
 import pytest
 
+from edge.http.connection import Connection
 from edge.http.limits import Limits
 from edge.http.tests.rig import PATIENCE, free_port
 from unkey import errors
@@ -460,3 +462,28 @@ def test_a_line_that_is_refused_is_refused_after_a_head_like_it_too(rig, line):
     assert client.send(b"GET / HTTP/1.1" + fields).answer()[0] == 200
     assert client.send(line + fields).answer()[0] == 400
     assert len(origin.seen) == 1
+
+
+def test_an_address_that_cannot_be_one_is_answered_like_one_that_cannot_be_reached(rig):
+    client = rig.client(rig.proxy(f"{'a' * 64}.test:80"))
+    assert client.send(GET).answer()[0] == 503
+
+
+def test_a_fault_in_timing_a_connection_out_ends_that_one_only(rig, monkeypatch):
+    server = rig.serve(lambda request: request.respond(200, b"", b""), limits=Limits(idle_seconds=0))
+    whole = Connection.timed_out
+    faults: list[Connection] = []
+
+    def faulty(self):
+        if not faults:
+            faults.append(self)
+            raise RuntimeError("not foreseen")
+        whole(self)
+
+    monkeypatch.setattr(Connection, "timed_out", faulty)
+    first, second = rig.client(server), rig.client(server)
+    assert first.send(GET).answer()[0] == second.send(GET).answer()[0] == 200
+    for client in (first, second):
+        with contextlib.suppress(ConnectionResetError):
+            assert client.socket.recv(1) == b""
+    assert len(faults) == 1

@@ -5,7 +5,7 @@ import stat
 import pytest
 
 from apps.certs.services import ensure_certificate
-from edge.store import disk
+from edge.store import disk, feed
 from edge.store.database import Database, DatabaseGone
 from edge.store.records import Route
 from edge.verify.tests.test_steps import KEY
@@ -143,3 +143,80 @@ def test_a_database_file_that_was_replaced_is_opened_anew_and_a_missing_one_is_n
         ask()
     assert not path.exists()
     database.close()
+
+
+def test_a_fault_in_following_the_database_is_told_and_the_next_attempt_goes_on(
+    start, owner, site, monkeypatch, caplog
+):
+    edge = start()
+    heads = feed.heads
+
+    def faulty():
+        raise RuntimeError("a row that nobody expected")
+
+    monkeypatch.setattr(feed, "heads", faulty)
+    edge.until(lambda store: store.counters["task_failed_follow"] >= 2)
+    assert edge.get(lambda store: store.route(HOST)).deployment_id == site.deployment.id
+    monkeypatch.setattr(feed, "heads", heads)
+    owner.changed(site.instance, address="127.0.0.1:21393")
+    edge.until(
+        lambda store: [one.address for one in store.instances(site.deployment.id)] == ["127.0.0.1:21393"]
+    )
+    assert not edge.store.broken.is_set()
+
+
+def test_a_fault_at_the_first_read_does_not_keep_the_edge_from_starting(start, owner, site, monkeypatch):
+    def faulty():
+        raise RuntimeError("a row that nobody expected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(feed, "heads", faulty)
+        edge = start()
+        assert not edge.store.ready
+    edge.until(lambda store: store.route(HOST))
+
+
+@pytest.mark.parametrize("name", ["wallet.report", "_save"])
+def test_a_fault_in_any_background_task_is_survived(start, owner, monkeypatch, name):
+    edge = start()
+    edge.caught_up()
+    where, _, attribute = name.rpartition(".")
+    target = getattr(edge.store, where) if where else edge.store
+    whole = getattr(target, attribute)
+
+    async def faulty():
+        raise RuntimeError("not foreseen")
+
+    task = {"report": "report_credits", "_save": "keep_snapshot"}[attribute]
+    monkeypatch.setattr(target, attribute, faulty)
+    owner.key()
+    edge.get(lambda store: store._dirty.set())
+    edge.until(lambda store: store.counters[f"task_failed_{task}"])
+    done = []
+
+    async def seen():
+        done.append(True)
+        await whole()
+
+    monkeypatch.setattr(target, attribute, seen)
+    edge.get(lambda store: store._dirty.set())
+    edge.eventually(lambda: done)
+
+
+def test_a_tick_that_fails_keeps_no_other_from_being_called(start, monkeypatch):
+    monkeypatch.setattr("edge.store.store.TICK_SECONDS", 0.01)
+    edge = start()
+    called = []
+
+    def faulty():
+        raise RuntimeError("not foreseen")
+
+    edge.store.on_tick(faulty)
+    edge.store.on_tick(lambda: called.append(True))
+    edge.eventually(lambda: len(called) > 1)
+
+
+def test_a_background_task_that_ends_for_good_is_known(start):
+    edge = start()
+    edge.get(lambda store: store._tasks[0].cancel())
+    edge.until(lambda store: store.broken.is_set())
