@@ -32,6 +32,23 @@ def test_the_demo_does_what_it_says_twice_and_leaves_its_system_running_if_asked
     assert (tmp_path / "var" / "demo.json").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.services
+def test_the_demo_on_mariadb_and_redis_by_settings_alone(tmp_path: Path) -> None:
+    environ = {
+        **os.environ,
+        "UNKEY_VAR": str(tmp_path / "var"),
+        "PORTS": "auto",
+        "CELERY_BROKER_URL": os.environ["SERVICES_REDIS_URL"],
+    }
+    assert environ["DATABASE_URL"].startswith("mysql://")
+    done = subprocess.run(
+        [PYTHON, "scripts/demo.py"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads((tmp_path / "var" / "demo.json").read_text())["background_failures"] == 0
+    assert not (tmp_path / "var" / "unkey.sqlite3").exists()
+
+
 def _down(environ: dict[str, str]) -> str:
     return subprocess.run(
         [PYTHON, "manage.py", "down"], cwd=ROOT, env=environ, capture_output=True, text=True, check=True

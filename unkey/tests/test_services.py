@@ -67,10 +67,12 @@ def test_redis_carries_messages_by_its_url_alone(redis_url: str) -> None:
 
 def test_a_worker_on_redis_gets_ready(redis_url: str, tmp_path: "os.PathLike[str]") -> None:
     ready = os.path.join(tmp_path, uuid.uuid4().hex)
+    environ = {**os.environ, "CELERY_BROKER_URL": redis_url, "UNKEY_READY_FILE": ready}
+    subprocess.run([sys.executable, "manage.py", "prepare"], cwd=ROOT, env=environ, check=True, timeout=100)
     worker = subprocess.Popen(
         [sys.executable, "-m", "celery", "--quiet", "-A", "unkey", "worker", "-Q", "default"],
         cwd=ROOT,
-        env={**os.environ, "CELERY_BROKER_URL": redis_url, "UNKEY_READY_FILE": ready},
+        env=environ,
     )
     try:
         deadline = time.monotonic() + 60
