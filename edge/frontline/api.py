@@ -14,7 +14,7 @@ import msgspec
 from edge.http.proxy import forward
 from edge.http.request import Head, Request, Told
 from edge.http.upstream import Pool
-from unkey.errors import Fault, RequestBodyTooLarge, RouteNotFound, ServiceUnavailable, UnexpectedError
+from unkey.errors import Fault, FrontlineInternalError, RouteNotFound, ServiceUnavailable, UnexpectedError
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +66,11 @@ class Api:
     def handle(self, request: Request) -> None:
         """Answer one request; a `Server` calls this."""
         if request.target == _VERIFY and request.method == b"POST":
-            request.read_body(_BODY_BYTES, self._verify, self._refuse)
+            request.read_body(_BODY_BYTES, self._verify, self.refuse)
         elif request.target.startswith(b"/v2/"):
-            forward(request, self._pool, self._web, request_lines=_own_headers(request), refuse=self._refuse)
+            forward(request, self._pool, self._web, request_lines=_own_headers(request), refuse=self.refuse)
         else:
-            self._refuse(request, RouteNotFound("This port serves the API, at /v2/."))
+            self.refuse(request, RouteNotFound("This port serves the API, at /v2/."))
 
     def quick(self, head: Head, body: bytes, peer: bytes) -> bytes | None:
         """Answer a verification from memory, with the whole response; a `Server` asks this first."""
@@ -96,7 +96,7 @@ class Api:
             self._answer(request, await answering)
         except Exception:
             log.exception("a verification failed", extra={"request_id": request.id})
-            self._refuse(request, UnexpectedError("The verification failed; try again."))
+            self.refuse(request, UnexpectedError("The verification failed; try again."))
 
     @staticmethod
     def _headers(head: Head) -> Mapping[str, str]:
@@ -121,20 +121,27 @@ class Api:
         request.respond(status, lines, body)
 
     @staticmethod
-    def _refuse(request: Request, fault: Fault) -> None:
-        if not isinstance(fault, RequestBodyTooLarge | RouteNotFound | UnexpectedError):
+    def refuse(request: Request, fault: Fault) -> None:
+        """Answer by an error in the envelope of the API; a `Server` and `forward` call this.
+
+        Clients of the API need not know that there is a gateway: what they meet there is told as an
+        error of the API.
+        """
+        if isinstance(fault, FrontlineInternalError):
+            fault = UnexpectedError("The request could not be handled; try again.")
+        elif fault.kind.status >= 500 and not isinstance(fault, UnexpectedError):
             fault = ServiceUnavailable("The management API cannot be reached; try again in a moment.")
         kind = fault.kind
-        body = {
-            "meta": {"requestId": request.id},
-            "error": {
-                "title": kind.title,
-                "detail": fault.detail,
-                "status": kind.status,
-                "type": kind.url,
-            },
+        error: dict[str, object] = {
+            "title": kind.title,
+            "detail": fault.detail,
+            "status": kind.status,
+            "type": kind.url,
         }
-        request.respond(kind.status, b"content-type: application/json\r\n", msgspec.json.encode(body))
+        if kind.status == 400:
+            error["errors"] = []  # the published clients require the list in every 400
+        body = msgspec.json.encode({"meta": {"requestId": request.id}, "error": error})
+        request.respond(kind.status, b"content-type: application/json\r\n", body)
 
 
 def _own_headers(request: Request) -> bytes:

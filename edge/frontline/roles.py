@@ -10,7 +10,8 @@ from edge.frontline.api import Api
 from edge.frontline.frontline import Frontline
 from edge.frontline.operations import Operations
 from edge.http.limits import Limits
-from edge.http.server import LATENCY_BUCKETS, Handler, Quick, Server
+from edge.http.request import Request
+from edge.http.server import LATENCY_BUCKETS, Handler, Quick, Refuse, Server
 from edge.http.tls import Certificates
 from edge.http.upstream import Pool
 from edge.store.store import Store
@@ -46,7 +47,7 @@ class Edge:
         self._add("metrics", "EDGE_METRICS_PORT", Operations(self.registry, self._is_ready).handle)
         if env.EDGE_ROLE in ("all", "api"):
             api = Api(self.verifier, self.pool, env.web_url)
-            self._add("api", "EDGE_API_PORT", api.handle, quick=api.quick)
+            self._add("api", "EDGE_API_PORT", api.handle, quick=api.quick, refuse=api.refuse)
         if env.EDGE_ROLE in ("all", "frontline"):
             frontline = self._frontline = Frontline(
                 self.store,
@@ -62,10 +63,19 @@ class Edge:
         self._measure()
 
     def _add(
-        self, name: str, setting: str, handle: Handler, *, tls: bool = False, quick: Quick | None = None
+        self,
+        name: str,
+        setting: str,
+        handle: Handler,
+        *,
+        tls: bool = False,
+        quick: Quick | None = None,
+        refuse: Refuse = Request.refuse,
     ) -> None:
         context = self._certificates.listener_context() if tls else None
-        server = self.servers[name] = Server(name, handle, self.limits, tls=context, quick=quick)
+        server = self.servers[name] = Server(
+            name, handle, self.limits, tls=context, quick=quick, refuse=refuse
+        )
         self._ports.append((server, setting))
 
     def _is_ready(self) -> bool:

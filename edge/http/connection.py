@@ -68,6 +68,7 @@ class Connection(asyncio.Protocol):
         "eof",
         "exchange",
         "forwarded",
+        "full",
         "paused",
         "peer",
         "phase",
@@ -88,6 +89,7 @@ class Connection(asyncio.Protocol):
         self.secure = server.secure
         self.forwarded = b""  # the X-Forwarded-* lines that are the same for every request of the connection
         self.eof = False
+        self.full = False  # the client does not take its answers
         self.paused = False
         self._parser: Any = None
         self._held = b""
@@ -126,23 +128,41 @@ class Connection(asyncio.Protocol):
         self._parser = None
 
     def data_received(self, data: bytes) -> None:
-        phase = self.phase
-        if phase == Phase.HEAD:
-            quick = self.server.quick
-            if quick is not None and data.startswith(self._last_bytes) and self._answer_quickly(quick, data):
-                return
-            if self._held:
-                data = self._held + data
-                self._held = b""
-            self._read(data)
-        elif phase == Phase.BODY:
-            self._read_body(data)
-        elif phase == Phase.BUSY:
-            self._held += data
-            if len(self._held) > self.server.limits.buffer_bytes:
-                self.pause_reading()
-        elif phase == Phase.TUNNEL and self.exchange is not None:
-            self.exchange.tunnel_from_client(data)
+        try:
+            phase = self.phase
+            if phase == Phase.HEAD:
+                quick = self.server.quick
+                if (
+                    quick is not None
+                    and data.startswith(self._last_bytes)
+                    and self._answer_quickly(quick, data)
+                ):
+                    return
+                if self._held:
+                    data = self._held + data
+                    self._held = b""
+                self._read(data)
+            elif phase == Phase.BODY:
+                self._read_body(data)
+            elif phase == Phase.BUSY:
+                self._held += data
+                if len(self._held) > self.server.limits.buffer_bytes:
+                    self.pause_reading()
+            elif phase == Phase.TUNNEL and self.exchange is not None:
+                self.exchange.tunnel_from_client(data)
+        except Exception:  # the event loop would close the connection, and the client had no answer
+            self._fault()
+
+    def _fault(self) -> None:
+        """Answer what could not be handled; called while the exception is."""
+        request = self.request
+        log.exception("a request could not be handled", extra={"request_id": request and request.id})
+        if self.exchange is not None:
+            self.exchange.client_gone()
+        if request is None or not request.method:
+            self.transport.abort()
+        else:
+            self.fail(FrontlineInternalError("The edge failed to handle this request."))
 
     def eof_received(self) -> bool:
         self.eof = True
@@ -155,12 +175,18 @@ class Connection(asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
+        self.full = True
         if self.exchange is not None:
             self.exchange.client_full()
+        elif self.phase == Phase.HEAD:
+            self.pause_reading()
 
     def resume_writing(self) -> None:
+        self.full = False
         if self.exchange is not None:
             self.exchange.client_drained()
+        elif self.phase == Phase.HEAD and not self.transport.is_closing():
+            self.next_request()
 
     def _answer_quickly(self, quick: "Quick", data: bytes) -> bool:
         """Answer a request that is wholly here, after the head of the last one; False: nothing was done."""
@@ -171,7 +197,11 @@ class Connection(asyncio.Protocol):
         length = head.length
         if length < 0 or len(data) - head.size != length or head.expects_continue:
             return False
-        answer = quick(head, data[head.size :], self.peer)
+        try:
+            answer = quick(head, data[head.size :], self.peer)
+        except Exception:
+            log.exception("a request could not be answered quickly")
+            return False
         if answer is None:
             return False
         self.transport.write(answer)
@@ -202,7 +232,12 @@ class Connection(asyncio.Protocol):
             while data and self.phase == Phase.HEAD:
                 self._read_head(data)
                 data = b""
-                if self.phase == Phase.HEAD and self.request is None and self._complete_head():
+                if (
+                    self.phase == Phase.HEAD
+                    and self.request is None
+                    and not self.full
+                    and self._complete_head()
+                ):
                     data, self._held = self._held, b""
         finally:
             self._reading = False
@@ -276,8 +311,7 @@ class Connection(asyncio.Protocol):
         try:
             self.server.handle(request)
         except Exception:
-            log.exception("a request could not be handled", extra={"request_id": request.id})
-            self.fail(FrontlineInternalError("The edge failed to handle this request."))
+            self._fault()
 
     def _parse(self, text: bytes) -> Head:
         """Read a head by llhttp, and raise what a gateway refuses beyond."""
@@ -483,6 +517,8 @@ class Connection(asyncio.Protocol):
         """Read the head that follows a complete exchange."""
         self.phase = Phase.HEAD
         self.deadline = self.server.now + self.server.limits.idle_seconds
+        if self.full:  # no more is begun for a client that does not read
+            return self.pause_reading()
         if self.paused:
             self.resume_reading()
         if self._held and not self._reading:
@@ -512,7 +548,7 @@ class Connection(asyncio.Protocol):
         self.request = request
         self.phase = Phase.BODY  # more may be on its way: see `_hang_up`
         self.server.refused += 1
-        request.refuse(fault)
+        self.server.refuse(request, fault)
 
     def fail(self, fault: Fault) -> None:
         """Answer the current request by an error, or break the connection off if an answer has begun."""
@@ -524,7 +560,7 @@ class Connection(asyncio.Protocol):
         else:
             request.keep_alive = False
             request.sink = None
-            request.refuse(fault)
+            self.server.refuse(request, fault)
 
     # -- from the server's clock
 

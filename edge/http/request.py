@@ -248,4 +248,4 @@ class _WholeBody:
 
     def body_failed(self) -> None:
         self.request.keep_alive = False
-        self.request.refuse(MalformedRequest("The body ended early or is malformed."))
+        self.refuse(self.request, MalformedRequest("The body ended early or is malformed."))

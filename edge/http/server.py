@@ -11,10 +11,12 @@ from collections.abc import Callable
 from edge.http.connection import Connection, Phase
 from edge.http.limits import Limits
 from edge.http.request import Head, Request
+from unkey.errors import Fault
 
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Request], None]
+Refuse = Callable[[Request, Fault], None]
 Quick = Callable[[Head, bytes, bytes], bytes | None]
 """Head, body and peer to a whole response with status 200, None to have the request handled as usual."""
 
@@ -29,6 +31,7 @@ class Server:
         name: of the listener, for metrics and logs.
         handle: called with every request; answers it at once or later.
         observe: called with every request that is over.
+        refuse: answers what the listener itself cannot take, such as a malformed head.
         quick: asked before `handle` where a request is complete in one packet on a kept connection.
     """
 
@@ -41,8 +44,10 @@ class Server:
         tls: ssl.SSLContext | None = None,
         observe: Callable[[Request, bool], None] | None = None,
         quick: Quick | None = None,
+        refuse: Refuse = Request.refuse,
     ) -> None:
         self.name = name
+        self.refuse = refuse
         self.quick = quick
         self.handle = handle
         self.limits = limits

@@ -1,6 +1,8 @@
 """Frontline: routing, what is refused with which code, switches without failures, TLS."""
 
+import asyncio
 import datetime
+import itertools
 import json
 import socket
 import ssl
@@ -11,9 +13,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edge.frontline.api import Api
 from edge.frontline.operations import Operations
+from edge.http.limits import Limits
 from edge.http.tests.rig import PATIENCE, Client, free_port
 from edge.http.tls import Certificates
 from edge.store.records import Certificate
@@ -349,3 +354,158 @@ def test_health_and_metrics(rig):
         b'# HELP a_total Help.\n# TYPE a_total counter\na_total{b="c\\"\\\\\\n"} 2\n',
     )
     assert get(b"/elsewhere")[0] == 404
+
+
+class Faulty(Answers):
+    """Has a fault that nobody expected, in one of its ways."""
+
+    def __init__(self, where):
+        super().__init__(late=where == "late", quick=where == "quick")
+        self.where = where
+
+    def quick_verify_key(self, authorization, remote_ip, body):
+        if self.where == "quick":
+            raise RuntimeError("not foreseen")
+        return super().quick_verify_key(authorization, remote_ip, body)
+
+    def handle_verify_key(self, headers, body, remote_ip):
+        if self.where == "now":
+            raise RuntimeError("not foreseen")
+        return super().handle_verify_key(headers, body, remote_ip)
+
+    async def _later(self, answer):
+        raise RuntimeError("not foreseen")
+
+
+def api_server(rig, answers, web_url="http://127.0.0.1:1", **options):
+    api = Api(answers, rig.pool, web_url)
+    return rig.serve(api.handle, quick=api.quick, refuse=api.refuse, **options)
+
+
+def error_of(answer):
+    """Return status and type of an answer in the envelope of the API, which holds nothing else."""
+    status, headers, body = answer
+    content = json.loads(body)
+    assert headers["content-type"] == "application/json"
+    assert content.keys() == {"meta", "error"}
+    assert content["meta"]["requestId"].startswith("req_")
+    error = content["error"]
+    assert error.keys() == {"title", "detail", "status", "type"} | ({"errors"} if status == 400 else set())
+    assert error.get("errors", []) == []
+    assert error["status"] == status
+    return status, error["type"].removeprefix("https://unkey.com/docs/errors/")
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (b"GET / HTTP/1.1\r\n\r\n", (400, "user/bad_request/malformed_request")),
+        (b"nonsense\r\n\r\n", (400, "user/bad_request/malformed_request")),
+        (
+            b"POST /v2/keys.verifyKey HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
+            (400, "user/bad_request/malformed_request"),
+        ),
+        (b"GET /other HTTP/1.1\r\nHost: a\r\n\r\n", (404, "user/bad_request/route_not_found")),
+        (
+            b"POST /v2/apis.createApi HTTP/1.1\r\nHost: a\r\nContent-Length: 101\r\n\r\n",
+            (413, "user/bad_request/request_body_too_large"),
+        ),
+        (
+            b"GET /v2/a HTTP/1.1\r\nHost: a\r\nA: %b\r\n\r\n" % (b"a" * 2000),
+            (431, "user/bad_request/request_headers_too_large"),
+        ),
+        (b"GET /v2/a HTTP/1.1\r\nHost", (408, "user/bad_request/request_timeout")),
+        (VERIFY % b"Content-Length: 2\r\n" + b"{", (408, "user/bad_request/request_timeout")),
+    ],
+)
+def test_what_the_port_of_the_api_refuses_is_told_in_the_envelope_of_the_api(rig, raw, expected):
+    limits = Limits(body_bytes=100, head_bytes=1000, header_seconds=0, request_seconds=0)
+    client = rig.client(api_server(rig, Answers(), limits=limits))
+    assert error_of(client.send(raw).answer()) == expected
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("where", ["now", "late"])
+def test_a_fault_in_a_verification_is_answered_however_the_request_comes(rig, where, apart):
+    client = rig.client(api_server(rig, Faulty(where)))
+    head = VERIFY % b"Content-Length: 2\r\n"
+    if apart:
+        client.send(VERIFY % b"Content-Length: 2\r\nExpect: 100-continue\r\n")
+        assert client.answer()[0] == 100
+        client.send(b"{}")
+    else:
+        client.send(head + b"{}")
+    assert error_of(client.answer()) == (500, "unkey/application/unexpected_error")
+
+
+def test_a_fault_in_the_quick_way_leaves_the_usual_one(rig):
+    client = rig.client(api_server(rig, Faulty("quick")))
+    request = VERIFY % b"Content-Length: 2\r\n" + b"{}"
+    assert [client.send(request).answer()[2] for _ in range(3)] == [b'{"ok":true}'] * 3
+
+
+# Requests that may be answered from memory, after a look-up, or by web.
+KINDS = {
+    "quick": VERIFY % b"Content-Length: 2\r\n" + b"{}",
+    "verify": VERIFY % b"Content-Length: 2\r\n" + b"[]",
+    "expect": VERIFY % b"Content-Length: 2\r\nExpect: 100-continue\r\n" + b"[]",
+    "web": b"POST /v2/keys.createKey HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer root\r\nContent-Length: 2\r\n\r\n{}",
+    "web chunked": b"POST /v2/keys.createKey HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+}
+
+
+class Slow(Answers):
+    """Answers from memory or after a look-up that takes a few turns of the loop."""
+
+    async def _later(self, answer):
+        await asyncio.sleep(0.001)
+        return answer
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    kinds=st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=12),
+    late=st.booleans(),
+    cuts=st.lists(st.integers(0, 3000), max_size=10),
+    waits=st.lists(st.booleans(), min_size=10, max_size=10),
+)
+def test_every_request_of_a_connection_is_answered_in_order(conversation, kinds, late, cuts, waits):
+    conversation.answers.late = late
+    client = conversation.client()
+    raw = b"".join(KINDS[kind] for kind in kinds)
+    places = sorted({min(cut, len(raw)) for cut in cuts} | {0, len(raw)})
+    for (start, end), wait in zip(itertools.pairwise(places), itertools.cycle(waits)):
+        client.send(raw[start:end])
+        if wait:
+            conversation.turn()
+    for kind in kinds:
+        status, _, body = client.answer()
+        if status == 100:
+            status, _, body = client.answer()
+        assert status == 200
+        assert body == b"web" if kind.startswith("web") else body in (b'{"ok":true}', b'{"quick":true}')
+    client.close()
+
+
+class Conversation:
+    """Clients of one API listener."""
+
+    def __init__(self, rig):
+        self._rig = rig
+        self.answers = Slow(quick=True)
+        self._server = api_server(rig, self.answers, f"http://{rig.origin(says('web')).address}")
+
+    def client(self):
+        """Connect once more."""
+        client = self._rig.client(self._server)
+        client.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return client
+
+    def turn(self):
+        """Let the listener take what was sent."""
+        self._rig.loop.run(asyncio.sleep(0.001))
+
+
+@pytest.fixture
+def conversation(rig):
+    return Conversation(rig)

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import threading
+import time
 
 import pytest
 
@@ -487,3 +488,38 @@ def test_a_fault_in_timing_a_connection_out_ends_that_one_only(rig, monkeypatch)
         with contextlib.suppress(ConnectionResetError):
             assert client.socket.recv(1) == b""
     assert len(faults) == 1
+
+
+@pytest.mark.parametrize("way", ["quick", "usual", "pipelined"])
+def test_a_client_that_asks_without_reading_is_not_read_any_more(rig, way):
+    body = b"x" * 20_000
+    count = 1000
+
+    def quick(head, content, peer):
+        return response(body) if way == "quick" else None
+
+    server = rig.serve(lambda request: request.respond(200, b"", body), quick=quick)
+    client = rig.client(server, receive_buffer=4096)
+    assert client.send(post(b"first")).answer()[0] == 200
+    size = 50 if way == "pipelined" else 1
+
+    def ask():
+        for _ in range(count // size):
+            client.socket.sendall(post(b"again") * size)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+
+    def buffered():
+        (connection,) = server.connections
+        return connection.transport.get_write_buffer_size() if connection.full else None
+
+    until = time.monotonic() + PATIENCE
+    while (size_now := rig.loop.call(buffered)) is None:
+        assert time.monotonic() < until
+    assert size_now < 500_000
+    for _ in range(count):
+        assert client.answer()[2] == body
+        most = rig.loop.call(lambda: next(iter(server.connections)).transport.get_write_buffer_size())
+        assert most < 500_000
+    asking.join(PATIENCE)
