@@ -8,6 +8,7 @@ pipelined requests are answered in order and never overtake one another.
 import asyncio
 import logging
 import re
+import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
@@ -38,6 +39,7 @@ _LINE = re.compile(rb"([A-Z]+) (/[!\"$-~]*+) HTTP/1\.1")
 _MALFORMED = "The request is malformed: {}."
 _DISCARD_BYTES = 64 * 1024
 _LINGER_SECONDS = 2.0
+_UNTIMED = 64 - 1  # of the quick answers for each that is timed, see `Server.settle`
 
 
 class Phase:
@@ -197,6 +199,7 @@ class Connection(asyncio.Protocol):
         length = head.length
         if length < 0 or len(data) - head.size != length or head.expects_continue:
             return False
+        started = 0.0 if ~server.answered_quickly & _UNTIMED else time.monotonic()
         try:
             answer = quick(head, data[head.size :], self.peer)
         except Exception:
@@ -207,6 +210,8 @@ class Connection(asyncio.Protocol):
         self.transport.write(answer)
         self.deadline = server.now + server.limits.idle_seconds
         server.answered_quickly += 1
+        if started:
+            server.timed(time.monotonic() - started)
         return True
 
     # -- parser callbacks
