@@ -37,6 +37,10 @@ class Refused(Exception):
         self.request_id = request_id
 
 
+class BadAddress(Exception):
+    """The base URL or the root key cannot be used at all."""
+
+
 class Unreachable(Exception):
     """No answer: the address is wrong, nothing listens, or the connection broke."""
 
@@ -50,19 +54,25 @@ class Client:
     """
 
     def __init__(self, base_url: str, root_key: str) -> None:
-        parts = urlsplit(base_url)
+        try:
+            parts = urlsplit(base_url)
+            port = parts.port
+        except ValueError as error:
+            raise BadAddress(f"{base_url!r} is not a URL: {error}") from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise Unreachable(f"{base_url!r} is not an http:// or https:// URL")
+            raise BadAddress(f"{base_url!r} is not an http:// or https:// URL")
+        if not (root_key.isascii() and root_key.isprintable()):
+            raise BadAddress("the root key has characters that no key has: copy it again")
         self._base_url = base_url
         self._prefix = parts.path.rstrip("/")
         self._headers = {"Authorization": f"Bearer {root_key}", "X-Unkey-Client": f"unkey-cli/{VERSION}"}
         self._connection: http.client.HTTPConnection
         if parts.scheme == "https":
             self._connection = http.client.HTTPSConnection(
-                parts.hostname, parts.port, timeout=TIMEOUT_SECONDS, context=ssl.create_default_context()
+                parts.hostname, port, timeout=TIMEOUT_SECONDS, context=ssl.create_default_context()
             )
         else:
-            self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
+            self._connection = http.client.HTTPConnection(parts.hostname, port, timeout=TIMEOUT_SECONDS)
 
     def call(self, operation: str, body: dict[str, Any]) -> Any:
         """Return the `data` of an operation's answer.

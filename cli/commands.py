@@ -90,11 +90,11 @@ def logs(client: Client, options: argparse.Namespace, terminal: Terminal) -> int
     target = options.deployment
     if not target:
         link = resolve(options, Path.cwd())
-        app = client.call("apps.getApp", {"project": link.project, "app": link.app})
-        target = app.get("currentDeploymentId")
-        if not target:
-            terminal.error("the app has no current deployment", ["name one: unkey logs DEPLOYMENT"])
+        rows = client.call("deployments.listDeployments", {**link.fields(), "limit": 100})
+        if not rows:
+            terminal.error(f"nothing has been deployed to {link.environment} yet")
             return FAILED
+        target = next((row["id"] for row in rows if row["isCurrent"]), rows[0]["id"])
     lines = client.call("deployments.getLogs", {"deploymentId": target, "tail": options.tail})["lines"]
     _print_lines(lines, terminal)
     terminal.document(lines)

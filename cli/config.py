@@ -53,7 +53,9 @@ def load(url: str | None, root_key: str | None) -> Login:
         try:
             saved = json.loads(file.read_text())
         except ValueError:
-            raise NotLoggedIn(f"{file} is not readable as JSON: run `unkey login` again") from None
+            saved = {"": ""}
+        if not isinstance(saved, dict) or not set(saved) <= {"url", "rootKey"}:
+            raise NotLoggedIn(f"{file} is not what `unkey login` writes: run it again")
     key = root_key or os.environ.get("UNKEY_ROOT_KEY") or saved.get("rootKey")
     if not key:
         raise NotLoggedIn("no root key: run `unkey login`, or set UNKEY_ROOT_KEY")

@@ -8,7 +8,7 @@ import argparse
 import sys
 
 from cli import VERSION, commands, config
-from cli.client import Client, Refused, Unreachable
+from cli.client import BadAddress, Client, Refused, Unreachable
 from cli.deploy import deploy
 from cli.link import BadLink
 from cli.terminal import Terminal
@@ -31,7 +31,7 @@ def _run(options: argparse.Namespace, terminal: Terminal) -> int:
             return int(options.run(options, terminal))
         known = config.load(options.url, options.root_key)
         return int(options.run(Client(known.url, known.root_key), options, terminal))
-    except (config.NotLoggedIn, BadLink) as error:
+    except (config.NotLoggedIn, BadLink, BadAddress) as error:
         return _fail(terminal, str(error), NOT_ALLOWED if isinstance(error, config.NotLoggedIn) else USAGE)
     except Unreachable as error:
         return _fail(terminal, str(error), UNREACHABLE, ["is the system up? `python manage.py up` starts it"])

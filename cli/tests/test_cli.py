@@ -212,6 +212,41 @@ def test_a_folder_that_links_outside_is_refused_before_anything_is_sent(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("url", ["nonsense", "ftp://x", "http://127.0.0.1:99999", "http://localhost:abc"])
+def test_a_url_that_is_none_is_wrong_usage(unkey: Unkey, url: str) -> None:
+    done = unkey("ps", "--project", "abc", "--url", url, "--json", UNKEY_ROOT_KEY="k")
+    assert done.returncode == 2
+    assert json.loads(done.stdout)["exitStatus"] == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("key", ["ключ", "a\nb"])
+def test_a_root_key_that_no_header_can_carry_is_wrong_usage(unkey: Unkey, key: str) -> None:
+    done = unkey("ps", "--project", "abc", "--root-key", key, "--json")
+    assert (done.returncode, json.loads(done.stdout)["exitStatus"]) == (2, 2)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"other": 1}'])
+def test_a_login_file_that_login_did_not_write_is_status_3(unkey: Unkey, tmp_path: Path, text: str) -> None:
+    (tmp_path / "login.json").write_text(text)
+    done = unkey("ps", "--project", "abc")
+    assert done.returncode == 3
+    assert "run it again" in done.stderr
+
+
+def test_logs_are_those_of_the_environment_that_was_named(server: Server, unkey: Unkey) -> None:
+    rows = [{"id": "d_new", "isCurrent": False}, {"id": "d_old", "isCurrent": False}]
+    server.answers |= {
+        "deployments.listDeployments": data(rows, pagination={"hasMore": False}),
+        "deployments.getLogs": data({"lines": [{"instance": "i_1", "text": "from preview"}]}),
+    }
+    options = ("--project", "abc", "--env", "preview", "--url", server.url)
+    done = unkey("logs", *options, UNKEY_ROOT_KEY="k")
+    assert "from preview" in done.stdout
+    assert server.asked[0][2]["environment"] == "preview"
+    assert server.asked[1][2]["deploymentId"] == "d_new"
+
+
 def test_the_command_imports_neither_django_nor_the_packer_at_start() -> None:
     code = "import sys, cli.main; print([m for m in ('django', 'celery', 'apps', 'pathspec', 'httpx') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
