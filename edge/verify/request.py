@@ -97,7 +97,7 @@ def read(body: bytes, faults: tuple[Violation, ...] = ()) -> VerifyBody:
     """
     try:
         decoded = _decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         decoded = _explained(body, faults)
     if faults or decoded.ratelimits:
         found = (*faults, *_windows(decoded))
@@ -114,7 +114,7 @@ def _explained(body: bytes, faults: tuple[Violation, ...]) -> VerifyBody:
     else:
         try:
             value = msgspec.json.decode(body)
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             found.append(Violation(f"the body is not valid JSON: {error}", "body"))
         else:
             found.extend(CHECKER.violations(value))

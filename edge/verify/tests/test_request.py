@@ -79,3 +79,10 @@ def test_the_fast_reader_and_the_schema_agree(value):
     except InvalidInput as refused:
         found = list(refused.violations)
     assert found == violations
+
+
+@pytest.mark.parametrize("body", [b'{"key":"\xff"}', b'{"key":"\xff\xfe"}', b"\xff", b'{"key":"a","\xc3":1}'])
+def test_a_body_that_is_not_utf_8_is_refused_as_unreadable_json(body: bytes) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        read(body)
+    assert [fault.location for fault in refusal.value.violations] == ["body"]
