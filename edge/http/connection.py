@@ -25,6 +25,7 @@ from unkey.errors import (
     RequestHeadersTooLarge,
     RequestTimeout,
 )
+from unkey.rpc.client_address import client_and_hops, trusted
 
 if TYPE_CHECKING:
     from edge.http.proxy import Exchange
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_WATCHED = frozenset({b"host", b"connection", b"content-length", b"transfer-encoding", b"upgrade", b"expect"})
+_WATCHED = frozenset({
+    b"host", b"connection", b"content-length", b"transfer-encoding", b"upgrade", b"expect", b"x-forwarded-for",
+})  # fmt: skip
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(/[^?#]*)?(\?.*)?", re.IGNORECASE | re.DOTALL)
 _LINE = re.compile(rb"([A-Z]+) (/[!\"$-~]*+) HTTP/1\.1")
@@ -56,6 +59,7 @@ class Connection(asyncio.Protocol):
     """One client connection of a `Server`."""
 
     __slots__ = (
+        "_believes",
         "_decoder",
         "_fields",
         "_held",
@@ -69,7 +73,6 @@ class Connection(asyncio.Protocol):
         "deadline",
         "eof",
         "exchange",
-        "forwarded",
         "full",
         "paused",
         "peer",
@@ -89,10 +92,10 @@ class Connection(asyncio.Protocol):
         self.deadline = 0.0
         self.peer = b""
         self.secure = server.secure
-        self.forwarded = b""  # the X-Forwarded-* lines that are the same for every request of the connection
         self.eof = False
         self.full = False  # the client does not take its answers
         self.paused = False
+        self._believes: bool | None = None
         self._parser: Any = None
         self._held = b""
         self._last_bytes = b""
@@ -110,10 +113,6 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self.peer = str(peer[0]).encode() if peer else b"unknown"
-        self.forwarded = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (
-            self.peer,
-            b"https" if self.secure else b"http",
-        )
         self.deadline = self.server.now + self.server.limits.header_seconds
         self.server.connections.add(self)
         if self.server.draining:
@@ -201,7 +200,7 @@ class Connection(asyncio.Protocol):
             return False
         started = 0.0 if ~server.answered_quickly & _UNTIMED else time.monotonic()
         try:
-            answer = quick(head, data[head.size :], self.peer)
+            answer = quick(head, data[head.size :], head.client)
         except Exception:
             log.exception("a request could not be answered quickly")
             return False
@@ -354,6 +353,7 @@ class Connection(asyncio.Protocol):
         length, keep_alive = 0, not http10
         host_field: bytes | None = None
         upgrade, wants_upgrade, expects = b"", False, False
+        hops: list[bytes] = []
         for name, value in self._watched:
             if name == b"host":
                 if host_field is not None:
@@ -376,6 +376,8 @@ class Connection(asyncio.Protocol):
                 length = -1
             elif name == b"upgrade":
                 upgrade = value
+            elif name == b"x-forwarded-for":
+                hops.append(value)
             else:
                 expects = not http10 and value.lower() == b"100-continue"
         if target[0] != 0x2F:
@@ -389,6 +391,7 @@ class Connection(asyncio.Protocol):
         if limit and length > limit:
             raise RequestBodyTooLarge(f"A body may have {limit} bytes.")
         facts = Head(method, target, host, host_field, self._fields)
+        facts.client, facts.hops = self._client(hops) if hops and self._believed() else (self.peer, self.peer)
         facts.http10 = http10
         facts.keep_alive = keep_alive
         facts.length = length
@@ -397,6 +400,17 @@ class Connection(asyncio.Protocol):
         if wants_upgrade and upgrade and not length and not http10 and b"h2c" not in upgrade.lower():
             facts.upgrade = upgrade
         return facts
+
+    def _believed(self) -> bool:
+        """Say whether the peer is a trusted proxy, looked up once."""
+        if self._believes is None:
+            self._believes = trusted(self.peer.decode())
+        return self._believes
+
+    def _client(self, hops: list[bytes]) -> tuple[bytes, bytes]:
+        """Return the address of the client behind trusted proxies, and it with all that follow it."""
+        chain = client_and_hops(self.peer.decode(), b",".join(hops).decode("latin-1"))
+        return chain[0].encode("latin-1"), ", ".join(chain).encode("latin-1")
 
     @staticmethod
     def _no_length() -> int:
@@ -548,7 +562,9 @@ class Connection(asyncio.Protocol):
 
     def _refuse_head(self, fault: Fault) -> None:
         """Answer a head that cannot be trusted, and close: what follows cannot be told apart."""
-        request = Request(self, Head(b"GET", b"/", "", b"", self._fields))
+        head = Head(b"GET", b"/", "", b"", self._fields)
+        head.client = head.hops = self.peer
+        request = Request(self, head)
         request.keep_alive = False
         self.request = request
         self.phase = Phase.BODY  # more may be on its way: see `_hang_up`

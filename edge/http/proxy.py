@@ -78,7 +78,10 @@ def request_head(request: Request) -> bytes:
         lines.append(b"Expect: 100-continue\r\n")
     if request.upgrade:
         lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade)
-    lines.append(b"%bX-Forwarded-Host: %b\r\n" % (request.connection.forwarded, request.host_field))
+    lines.append(
+        b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\n"
+        % (request.head.hops, b"https" if request.secure else b"http", request.host_field)
+    )
     return b"".join(lines)
 
 

@@ -70,7 +70,7 @@ class Told:
 
 
 class Head:
-    """The facts of a request's head: a pure function of its bytes, so that a repeated head is read once.
+    """The facts of a request's head: they follow from its bytes and the peer; a repeated one is read once.
 
     Args:
         method: as sent, upper case.
@@ -83,11 +83,13 @@ class Head:
         length: bytes of the body, 0 for none, -1 for chunked.
         upgrade: the protocol that the client asks for, else empty.
         expects_continue: the client waits for a 100 before it sends the body.
+        client: address of the client: the socket's peer, or whom trusted proxies name.
+        hops: `X-Forwarded-For` for upstream: the client, then the proxies between it and here.
     """
 
     __slots__ = (
-        "expects_continue", "fields", "host", "host_field", "http10", "keep_alive", "length", "method",
-        "onward", "size", "target", "told", "upgrade",
+        "client", "expects_continue", "fields", "hops", "host", "host_field", "http10", "keep_alive",
+        "length", "method", "onward", "size", "target", "told", "upgrade",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +105,8 @@ class Head:
         self.length = 0
         self.upgrade = b""
         self.expects_continue = False
+        self.client = b""
+        self.hops = b""
         self.size = 0  # of the head itself, in bytes
         self.onward = b""  # what goes upstream of it after the request line, once that was put together
         self.told: Told | None = None  # what the API reads of it, once it has
@@ -114,6 +118,8 @@ class Head:
         head.length = self.length
         head.upgrade = self.upgrade
         head.expects_continue = self.expects_continue
+        head.client = self.client
+        head.hops = self.hops
         head.onward = self.onward
         return head
 
@@ -160,8 +166,8 @@ class Request:
 
     @property
     def peer(self) -> bytes:
-        """The client's address, without port."""
-        return self.connection.peer
+        """The client's address, without port; past the proxies in `TRUSTED_PROXIES`."""
+        return self.head.client
 
     @property
     def secure(self) -> bool:

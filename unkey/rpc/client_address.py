@@ -16,11 +16,21 @@ def client_address(peer: str, forwarded_for: str) -> str:
         peer: address of the socket's other end.
         forwarded_for: value of the header, empty if there is none.
     """
-    address = peer
+    return client_and_hops(peer, forwarded_for)[0]
+
+
+def client_and_hops(peer: str, forwarded_for: str) -> list[str]:
+    """Return the address of the caller and then those of the trusted proxies up to `peer`.
+
+    What is no address ends the chain: the proxy that wrote it is the last that is known.
+
+    Args: as for `client_address`.
+    """
+    chain = [peer]
     hops = [_bare(hop) for hop in forwarded_for.split(",") if hop.strip()]
-    while hops and _trusted(address):
-        address = hops.pop()
-    return address
+    while hops and trusted(chain[-1]) and _is_address(hops[-1]):
+        chain.append(hops.pop())
+    return chain[::-1]
 
 
 def _bare(hop: str) -> str:
@@ -30,7 +40,16 @@ def _bare(hop: str) -> str:
     return hop.partition(":")[0] if hop.count(":") == 1 else hop
 
 
-def _trusted(address: str) -> bool:
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return text.isascii() and text.isprintable()
+
+
+def trusted(address: str) -> bool:
+    """Say whether an address is one of `TRUSTED_PROXIES`."""
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -529,3 +529,14 @@ def test_one_of_sixty_four_quick_answers_is_timed_and_counts_for_all(rig):
     assert server.latency_sum > usual
     assert counted(63) == ({200: 128}, 65)
     assert counted(1) == ({200: 129}, 129)
+
+
+def test_a_verification_is_asked_for_the_client_that_a_trusted_proxy_names(rig):
+    answers = Answers(quick=True)
+    client = rig.client(api_server(rig, answers))
+    request = VERIFY % b"X-Forwarded-For: 203.0.113.9\r\nContent-Length: 2\r\n" + b"{}"
+    assert [client.send(request).answer()[2] for _ in range(2)] == [b'{"ok":true}', b'{"quick":true}']
+    assert [asked[2 if number == 0 else 1] for number, asked in enumerate(answers.asked)] == [
+        "203.0.113.9",
+        b"203.0.113.9",
+    ]

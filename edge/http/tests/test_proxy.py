@@ -4,13 +4,16 @@ import contextlib
 import socket
 import threading
 import time
+from ipaddress import ip_network
 
 import pytest
 
 from edge.http.connection import Connection
 from edge.http.limits import Limits
+from edge.http.proxy import forward
 from edge.http.tests.rig import PATIENCE, free_port
 from unkey import errors
+from unkey.env import env
 
 GET = b"GET /a?b=c HTTP/1.1\r\nHost: shop.test:8080\r\n\r\n"
 MEGABYTE = bytes(range(256)) * 4096
@@ -53,7 +56,7 @@ def test_hop_by_hop_headers_and_names_of_ours_are_not_passed_on(rig):
     assert origin.seen[0].headers == [
         ("host", "a"),
         ("x-kept", "1"),
-        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-for", "1.2.3.4, 127.0.0.1"),
         ("x-forwarded-proto", "http"),
         ("x-forwarded-host", "a"),
     ]
@@ -523,3 +526,42 @@ def test_a_client_that_asks_without_reading_is_not_read_any_more(rig, way):
         most = rig.loop.call(lambda: next(iter(server.connections)).transport.get_write_buffer_size())
         assert most < 500_000
     asking.join(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("lines", "client_address", "chain"),
+    [
+        (b"", "127.0.0.1", "127.0.0.1"),
+        (b"X-Forwarded-For: 203.0.113.9\r\n", "203.0.113.9", "203.0.113.9, 127.0.0.1"),
+        (b"X-Forwarded-For: 6.6.6.6, 203.0.113.9\r\n", "203.0.113.9", "203.0.113.9, 127.0.0.1"),
+        (
+            b"X-Forwarded-For: 6.6.6.6, 203.0.113.9\r\nx-forwarded-for: 127.0.0.2\r\n",
+            "203.0.113.9",
+            "203.0.113.9, 127.0.0.2, 127.0.0.1",
+        ),
+        (b"X-Forwarded-For: [2001:db8::1]:443\r\n", "2001:db8::1", "2001:db8::1, 127.0.0.1"),
+        (b"X-Forwarded-For: \xff\xfe\r\n", "127.0.0.1", "127.0.0.1"),
+        (b"X-Forwarded-For:\r\n", "127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_the_client_is_whom_a_trusted_proxy_names(rig, lines, client_address, chain):
+    origin = rig.origin()
+    peers = []
+
+    def handle(request):
+        peers.append(request.peer.decode())
+        forward(request, rig.pool, (origin.address,))
+
+    client = rig.client(rig.serve(handle))
+    for target in (b"/a", b"/a", b"/b"):
+        client.send(b"GET %b HTTP/1.1\r\nHost: a\r\n%b\r\n" % (target, lines)).answer()
+    assert peers == [client_address] * 3
+    assert [seen.get("x-forwarded-for") for seen in origin.seen] == [[chain]] * 3
+
+
+def test_nobody_else_is_believed(rig, monkeypatch):
+    monkeypatch.setitem(env._values, "TRUSTED_PROXIES", (ip_network("10.0.0.0/8"),))
+    origin = rig.origin()
+    client = rig.client(rig.proxy(origin.address))
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n").answer()
+    assert origin.seen[0].get("x-forwarded-for") == ["127.0.0.1"]
