@@ -7,6 +7,7 @@ from django.test import Client
 from django.urls import reverse
 
 from apps.audit.models import AuditLog
+from apps.cluster.models import Stream
 from apps.quota.models import Limits
 from unkey.rpc.testing import Tenant
 
@@ -36,6 +37,13 @@ def test_a_limit_set_in_the_admin_holds_and_is_audited(admin_client: Client, ten
         "admin",
     )
     assert row.meta == {"limits": {"api_requests_per_minute": 1, "replicas_max": 2}}
+
+
+def test_edges_are_told_of_a_limit(admin_client: Client, tenant: Tenant) -> None:
+    before = Stream.objects.get(name=tenant.workspace.stream).version
+    assert change(admin_client, tenant, api_requests_per_minute=7) == 302
+    tenant.workspace.refresh_from_db()
+    assert tenant.workspace.version == Stream.objects.get(name=tenant.workspace.stream).version == before + 1
 
 
 def test_staff_who_may_only_look_change_no_limit(client: Client, tenant: Tenant) -> None:

@@ -7,7 +7,9 @@ import pytest
 
 from apps.keys.values import Credits, NamedLimit
 from apps.quota.models import Limits
+from apps.quota.services import set_limits
 from unkey import clock
+from unkey.actors import system
 
 
 @pytest.fixture
@@ -103,8 +105,8 @@ def test_an_expired_key_is_not_answered_quickly(start, owner, monkeypatch):
 
 def test_a_workspaces_limit_counts_every_request_and_is_told(edge, owner):
     _, text = owner.key()
-    Limits.objects.update_or_create(workspace=owner.workspace, defaults={"api_requests_per_minute": 2})
-    owner.changed(owner.workspace)
+    Limits.objects.get_or_create(workspace=owner.workspace)
+    set_limits(owner.workspace.id, {"api_requests_per_minute": 2}, actor=system("test"))
     edge.caught_up()
 
     def post():
@@ -126,8 +128,7 @@ def test_a_workspaces_limit_counts_every_request_and_is_told(edge, owner):
     assert json.loads(refusal)["error"]["type"].endswith("/user/too_many_requests/workspace_rate_limited")
     assert headers["Retry-After"] == headers["RateLimit-Reset"]
     assert ask_quickly(edge, owner.root_key, text) is None
-    Limits.objects.update(api_requests_per_minute=None)
-    owner.changed(owner.workspace)
+    set_limits(owner.workspace.id, {"api_requests_per_minute": None}, actor=system("test"))
     edge.caught_up()
     assert post()[2] == {"content-type": "application/json"}
     assert ask_quickly(edge, owner.root_key, text)["data"]["valid"]
