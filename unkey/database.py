@@ -2,12 +2,12 @@
 
 from importlib import import_module
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from unkey.env import BadSetting
 
 
-def database(url: str) -> dict[str, Any]:
+def database(url: str, *, create: bool = True) -> dict[str, Any]:
     """Return Django's settings for a `sqlite:///path` or `mysql://user:password@host:port/name` URL.
 
     SQLite runs in WAL mode with `synchronous=FULL` (a commit survives a power cut) and takes the
@@ -30,6 +30,8 @@ def database(url: str) -> dict[str, Any]:
         if not path or path == "/":
             raise BadSetting("DATABASE_URL lacks the file: sqlite:////absolute/path.sqlite3")
         name = path[1:] if path.startswith("//") else path
+        if not create:
+            name = f"file:{quote(name)}?mode=rw"
         return {
             "ENGINE": "django.db.backends.sqlite3",
             "NAME": name,

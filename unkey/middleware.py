@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import structlog
+from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse
 from prometheus_client import Histogram
 
@@ -46,3 +47,11 @@ class RequestContext:
             ms=round(seconds * 1000, 1),
         )
         return response
+
+    def process_exception(self, _request: HttpRequest, error: Exception) -> HttpResponse | None:
+        """Say in one line that the database is away, instead of a page of where that was noticed."""
+        if not isinstance(error, OperationalError):
+            return None
+        log.warning("database_away", error=str(error))
+        text = "The database does not answer; try again in a moment.\n"
+        return HttpResponse(text, status=503, content_type="text/plain", headers={"Retry-After": "1"})

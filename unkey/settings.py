@@ -1,5 +1,6 @@
 """Django settings, all taken from the environment through `unkey.env`."""
 
+import os
 from typing import Any
 
 from kombu import Exchange, Queue
@@ -74,7 +75,9 @@ TEMPLATES: list[dict[str, Any]] = [
     }
 ]
 
-DATABASES = {"default": database(env.DATABASE_URL)}
+# A served process must not make an empty database where the file is gone: only commands do.
+_SERVES = os.environ.get("UNKEY_PROCESS") in {"web", "feed", "worker", "beat"}
+DATABASES = {"default": database(env.DATABASE_URL, create=not _SERVES)}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 AUTH_PASSWORD_VALIDATORS = [

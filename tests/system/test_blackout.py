@@ -51,6 +51,11 @@ def test_known_hosts_and_known_keys_are_answered_without_control_plane_and_datab
         finally:
             edge.terminate()
             edge.wait(timeout=30)
+
+        supervisor.resume()  # what it starts again must not make an empty database in the place of the lost one
+        time.sleep(5)
+        assert not list(system.var.glob("unkey.sqlite3*"))
+        _serves(visitor, platform, key)
     finally:
         for file in system.var.glob("away-unkey.sqlite3*"):
             file.rename(file.with_name(file.name.removeprefix("away-")))

@@ -56,3 +56,16 @@ def test_probes_are_answered_whatever_host_they_name(client: Client, settings: A
     settings.SECURE_SSL_REDIRECT = True
     assert client.get("/health/ready", headers={"Host": "10.0.0.7"}).status_code == 200
     assert client.get("/admin/login/", headers={"Host": "10.0.0.7"}).status_code == 400
+
+
+@pytest.mark.django_db
+def test_a_page_without_its_database_says_so_in_one_line(admin_client: Client) -> None:
+    def away(execute: Any, sql: str, *rest: Any) -> Any:
+        if "audit_auditlog" in sql:
+            raise OperationalError("unable to open database file")
+        return execute(sql, *rest)
+
+    with connection.execute_wrapper(away):
+        answer = admin_client.get("/admin/audit/auditlog/")
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.content == b"The database does not answer; try again in a moment.\n"
