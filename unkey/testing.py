@@ -7,6 +7,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -61,3 +62,13 @@ def stranger(db: None) -> "Tenant":
     from unkey.rpc.testing import make_tenant
 
     return make_tenant("stranger")
+
+
+@pytest.fixture
+def window_start() -> Iterator[None]:
+    """The clock stands at the start of a minute, so that no window of a rate limit turns within the test."""
+    from unkey import clock
+
+    wait = 60_000 - clock.now_ms() % 60_000 + 60_000
+    with clock.shifted(clock.from_ms(wait) - clock.EPOCH):
+        yield

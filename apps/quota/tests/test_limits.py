@@ -26,6 +26,7 @@ def change(browser: Client, tenant: Tenant, **limits: int) -> int:
     return browser.post(reverse("admin:quota_limits_change", args=[row.pk]), sent).status_code
 
 
+@pytest.mark.usefixtures("window_start")
 def test_a_limit_set_in_the_admin_holds_and_is_audited(admin_client: Client, tenant: Tenant) -> None:
     assert change(admin_client, tenant, api_requests_per_minute=1, replicas_max=2) == 302
     tenant("projects.listProjects")
