@@ -337,7 +337,8 @@ class ProcessRuntime:
             "UNKEY_DEPLOYMENT_ID": order.deployment_id,
             "UNKEY_ENVIRONMENT_ID": order.environment_id,
             "UNKEY_REGION": order.region,
-            processes.MARK: order.name,
+            "UNKEY_INSTANCE_ID": order.name,
+            processes.MARK: str(instance.folder),
         }
 
     def _free_port(self) -> int:
@@ -357,7 +358,7 @@ class ProcessRuntime:
 
     async def _within_memory(self, instance: Instance) -> bool:
         record = instance.record
-        pids = await asyncio.to_thread(processes.members, record.process, record.name)
+        pids = await asyncio.to_thread(processes.members, record.process, self._marked(record.name))
         used = processes.resident_octets(pids)
         if used <= record.memory_mib * 1024 * 1024:
             return True
@@ -365,10 +366,15 @@ class ProcessRuntime:
         await self._end_all(record.process, record.name, signal.SIGKILL, 1.0)
         return False
 
+    def _marked(self, name: str) -> str:
+        """What the environment of an instance's processes says: names are an agent's own, folders the machine's."""
+        return str(self._instances / name)
+
     async def _end_all(
-        self, process: Identity | None, mark: str, number: signal.Signals, grace_seconds: float
+        self, process: Identity | None, name: str, number: signal.Signals, grace_seconds: float
     ) -> None:
         """Signal every process of an instance, wait, then kill until none is left."""
+        mark = self._marked(name)
         pids = await asyncio.to_thread(processes.members, process, mark)
         processes.end(pids, number)
         deadline = time.monotonic() + grace_seconds

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-MARK = "UNKEY_INSTANCE_ID"
+MARK = "UNKEY_INSTANCE_FOLDER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def is_alive(process: Identity) -> bool:
 def members(process: Identity | None, mark: str) -> list[int]:
     """Return the pids of an instance: its group, its session, and what else carries its mark.
 
-    The mark is the instance's name in its environment, inherited by all that it starts, also by what
+    The mark is the instance's folder in its environment, inherited by all that it starts, also by what
     left the group and the session. The group is asked only while its leader's pid cannot have been
     given to a stranger: the kernel gives out no pid that is still some group's id.
     """

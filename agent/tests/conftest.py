@@ -37,6 +37,14 @@ FAST = Timing(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the agent's tests with one worker: they name their instances alike, and an instance is found by its name."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.xdist_group("agent"))
+
+
 @pytest.fixture
 def plane() -> Iterator[FakeControlPlane]:
     plane = FakeControlPlane()
@@ -53,7 +61,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
     instances = root / "instances"
     names = os.listdir(instances) if instances.is_dir() else []
     for name in names:
-        processes.end(processes.members(None, name), signal.SIGKILL)
+        processes.end(processes.members(None, str(instances / name)), signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -99,7 +99,7 @@ def test_agent_killed_again_and_again_ends_with_one_instance(plane, image, start
     start_agent()
     (instance,) = plane.running("d_1")
     assert os.listdir(root / "instances") == [instance["name"]]
-    assert len(_marked(instance["name"])) == 1
+    assert len(_marked(str(root / "instances" / instance["name"]))) == 1
 
 
 def test_interrupt_stops_every_instance_and_the_next_start_brings_them_back(plane, image, start_agent, root):
@@ -151,7 +151,7 @@ def test_server_answers_health_metrics_and_logs(plane, image, start_agent):
     assert agent.get("/nothing").status_code == 404
 
 
-def _marked(name: str) -> list[int]:
+def _marked(folder: str) -> list[int]:
     from agent.runtimes import processes
 
-    return processes.members(None, name)
+    return processes.members(None, folder)

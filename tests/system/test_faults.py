@@ -434,7 +434,10 @@ def test_an_instance_sees_its_variables_and_nothing_of_the_platform(
     seen = body["env"]
     assert seen["OWN"] == "of this app"
     own_names = {"OWN", "PORT", "PATH", "HOME", "TMPDIR", "LANG", "VIRTUAL_ENV", "PYTHONUNBUFFERED"}
-    platforms = {"UNKEY_DEPLOYMENT_ID", "UNKEY_ENVIRONMENT_ID", "UNKEY_REGION", "UNKEY_INSTANCE_ID"}
+    platforms = {
+        f"UNKEY_{name}"
+        for name in ("DEPLOYMENT_ID", "ENVIRONMENT_ID", "REGION", "INSTANCE_ID", "INSTANCE_FOLDER")
+    }
     assert set(seen) - {"PWD", "OLDPWD", "SHLVL", "_", "LC_CTYPE"} == own_names | platforms
     assert VALUE not in json.dumps(seen)
 
@@ -453,9 +456,12 @@ def test_ctrl_c_leaves_the_deployment_going_and_says_so(
     live: Deployed, platform: Platform, project: Callable[[], Deployed]
 ) -> None:
     app = project()
-    process = unkey(platform, "deploy", str(app.source("1")), "--project", app.project)
+    source = app.source("slow")
+    # Slow enough that the signal comes before the end, on any machine.
+    (source / "app.py").write_text(f"import time\n\ntime.sleep(1)\n{(source / 'app.py').read_text()}")
+    process = unkey(platform, "deploy", str(source), "--project", app.project)
     until(lambda: listed(app), "nothing is deployed")
-    time.sleep(0.1)
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     ended = outcome(process)
     identifier = listed(app)[0]["id"]
@@ -479,7 +485,7 @@ def test_each_kind_of_failure_has_its_exit_status_and_a_document(
         "no such project": (4, ("ps", "--project", "no-such-project")),
         "no such deployment": (4, ("rollback", "d_missing")),
         "nobody answers": (5, ("ps", *place, "--url", "http://127.0.0.1:9")),
-        "no URL": (5, ("ps", *place, "--url", "ftp://nowhere")),
+        "no URL": (2, ("ps", *place, "--url", "ftp://nowhere")),
         "no such environment": (4, ("deploy", source, *place, "--env", "staging")),
         "not in time": (6, ("deploy", source, *place, "--timeout", "0")),
         "bad assignment": (2, ("env", "set", "NOVALUE", *place)),
