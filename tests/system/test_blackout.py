@@ -54,6 +54,7 @@ def test_known_hosts_and_known_keys_are_answered_without_control_plane_and_datab
 
         supervisor.resume()  # what it starts again must not make an empty database in the place of the lost one
         time.sleep(5)
+        system.wait_healthy(("EDGE_METRICS_PORT",))
         assert not list(system.var.glob("unkey.sqlite3*"))
         _serves(visitor, platform, key)
     finally:
