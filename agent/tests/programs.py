@@ -39,4 +39,5 @@ signal.pause()
 
 CRASHES = "print('cannot go on: no configuration'); raise SystemExit(3)"
 SILENT = "import time; print('thinking'); time.sleep(600)"
+MUTE = "import time; time.sleep(600)"  # for tests that write into the log themselves
 HUNGRY = SERVER.replace('print("serving"', 'hoard = bytearray(os.urandom(1024)) * 200_000\nprint("serving"')

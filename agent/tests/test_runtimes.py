@@ -183,7 +183,7 @@ def test_what_cannot_be_started_is_said_and_leaves_nothing_running(make, order, 
 def test_log_is_bounded_and_keeps_its_end(make, order, root):
     async def scenario():
         runtime = make()
-        await runtime.start(order(programs.SILENT))
+        await runtime.start(order(programs.MUTE))
         line = b"x" * 99 + b"\n"
         for _ in range(4):
             with (root / "instances/i_1/log").open("ab") as log:
@@ -203,7 +203,7 @@ def test_log_is_bounded_and_keeps_its_end(make, order, root):
 def test_a_log_that_cannot_be_kept_on_a_full_disk_is_no_harm_to_its_instance(make, order, root):
     async def scenario():
         runtime = make()
-        await runtime.start(order(programs.SILENT))
+        await runtime.start(order(programs.MUTE))
         (root / "instances/i_1/log.1").symlink_to("/dev/full")
         with (root / "instances/i_1/log").open("ab") as log:
             log.write(bytes(LOG_BYTES // 2 + 1))
@@ -218,7 +218,7 @@ def test_a_log_that_cannot_be_kept_on_a_full_disk_is_no_harm_to_its_instance(mak
 def test_a_note_that_cannot_be_written_is_no_harm_to_its_instance(make, order, root):
     async def scenario():
         runtime = make()
-        await runtime.start(order(programs.SILENT))
+        await runtime.start(order(programs.MUTE))
         (root / "instances/i_1/log").unlink()
         (root / "instances/i_1/log").symlink_to("/dev/full")
         await runtime.note("i_1", "lost")
