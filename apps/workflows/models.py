@@ -53,7 +53,8 @@ class WorkflowRun(models.Model):
     future for a timer or a retry, null when only an event can wake it or it has ended. What may
     change a run is the holder of its key's row lock; `cancel` and `notify` touch only
     `cancel_requested_at` and `next_at`. `undo` lists the steps to compensate, last first, once the
-    run has turned round; `journaled` says that the current step has a row of failed attempts.
+    run has turned round; `journaled` says that the current step has a row of failed attempts. `trail`
+    is what the timeline shows besides the journal (see `apps.workflows.trail`).
     """
 
     id = id_field("run")
@@ -83,6 +84,7 @@ class WorkflowRun(models.Model):
     cancel_requested_at = models.DateTimeField(null=True, blank=True)
     error_code = models.CharField(max_length=64, blank=True, default="")
     error_message = models.TextField(blank=True, default="")
+    trail = models.JSONField(null=True, blank=True, editable=False)
 
     created_at = models.DateTimeField(default=clock.now, editable=False)
     started_at = models.DateTimeField(null=True, blank=True)
