@@ -53,6 +53,12 @@ class Edge(models.Model):
     region_name = models.CharField(max_length=64)
     role = models.CharField(max_length=16, default="all")
     applied = models.JSONField(default=dict)
+    counted_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="until when it has told of its requests"
+    )
+    count_lost_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="until when requests may have gone uncounted"
+    )
     started_at = models.DateTimeField(default=clock.now)
     last_seen_at = models.DateTimeField(default=clock.now, db_index=True)
 

@@ -70,6 +70,12 @@ class Deployment(Tenant):
     finished_at = models.DateTimeField(
         null=True, blank=True, editable=False, help_text="when it first became ready, failed or was given up"
     )
+    asleep_since = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="on standby since then: the first request wakes it"
+    )
+    woken_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="when a request last woke it"
+    )
 
     class Meta:
         indexes = [

@@ -44,6 +44,12 @@ class FrontlineRoute(Tenant, Versioned):
 class Sentinel(Versioned):
     """What the edge enforces and how it speaks to one deployment's instances."""
 
+    class State(models.TextChoices):
+        RUNNING = "running"
+        STOPPED = "stopped"
+        STANDBY = "standby"  # asleep: the first request has it woken and is held meanwhile
+        WAKING = "waking"  # being started: requests are held until there is an instance
+
     deployment: Any = models.OneToOneField(
         "deployments.Deployment", primary_key=True, on_delete=models.CASCADE, related_name="sentinel"
     )
@@ -51,7 +57,10 @@ class Sentinel(Versioned):
     environment: Any = models.ForeignKey("projects.Environment", on_delete=models.PROTECT, related_name="+")
     policies = models.JSONField(default=list)
     upstream_protocol = models.CharField(max_length=8, default="http1")
-    desired_state = models.CharField(max_length=8, default="running")
+    desired_state = models.CharField(max_length=8, choices=State.choices, default=State.RUNNING)
+    last_request_at = models.DateTimeField(
+        null=True, blank=True, editable=False, help_text="when an edge last told of requests to it"
+    )
 
     def __str__(self) -> str:
         return f"sentinel of {self.deployment_id}"
