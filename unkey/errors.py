@@ -93,12 +93,18 @@ MalformedRequest = _fault("user:bad_request:malformed_request", 400, "Bad Reques
 RequestHeadersTooLarge = _fault(
     "user:bad_request:request_headers_too_large", 431, "Request Header Fields Too Large"
 )
+LoginRateLimited = _fault("user:too_many_requests:login_rate_limited", 429, "Too Many Requests")
+NotAcceptable = _fault("user:bad_request:not_acceptable", 406, "Not Acceptable")
+UnsupportedMediaType = _fault("user:bad_request:unsupported_media_type", 415, "Unsupported Media Type")
 RouteNotFound = _fault("user:bad_request:route_not_found", 404, "Not Found")
 MethodNotAllowed = _fault("user:bad_request:method_not_allowed", 405, "Method Not Allowed")
 
 AuthenticationMissing = _fault("unkey:authentication:missing", 400, "Bad Request")
 AuthenticationMalformed = _fault("unkey:authentication:malformed", 400, "Bad Request")
 RootKeyNotFound = _fault("unkey:authentication:key_not_found", 401, "Unauthorized")
+NotSignedIn = _fault("unkey:authentication:not_signed_in", 401, "Unauthorized")
+InvalidCredentials = _fault("unkey:authentication:invalid_credentials", 401, "Unauthorized")
+CsrfFailed = _fault("unkey:authentication:csrf_failed", 403, "Forbidden")
 InsufficientPermissions = _fault(
     "unkey:authorization:insufficient_permissions", 403, "Insufficient Permissions"
 )
@@ -120,6 +126,10 @@ RoleNotFound = _not_found("role")
 IdentityNotFound = _not_found("identity")
 RegionNotFound = _not_found("region")
 SnapshotNotFound = _not_found("snapshot")
+VariableNotFound = _not_found("variable")
+MemberNotFound = _not_found("member")
+TokenNotFound = _not_found("token")
+RunNotFound = _not_found("run")
 
 WorkspaceAlreadyExists = _conflict("workspace")
 ProjectAlreadyExists = _conflict("project")
@@ -127,6 +137,7 @@ AppAlreadyExists = _conflict("app")
 PermissionAlreadyExists = _conflict("permission")
 RoleAlreadyExists = _conflict("role")
 IdentityAlreadyExists = _conflict("identity")
+MemberAlreadyExists = _conflict("member")
 
 InvalidInput = _fault("unkey:application:invalid_input", 400, "Bad Request")
 InvalidEnvironmentSettings = _fault("unkey:application:invalid_environment_settings", 400, "Bad Request")
@@ -141,6 +152,7 @@ DeploymentNotRunning = _precondition("deployment_not_running")
 DeploymentIsStopping = _precondition("deployment_is_stopping")
 DeploymentNotStopped = _precondition("deployment_not_stopped")
 DeploymentIsProduction = _precondition("deployment_is_production")
+IdempotencyKeyReused = _fault("unkey:application:idempotency_key_reused", 409, "Conflict")
 UnexpectedError = _fault("unkey:application:unexpected_error", 500, "Internal Server Error")
 ServiceUnavailable = _fault("unkey:application:service_unavailable", 500, "Internal Server Error")
 

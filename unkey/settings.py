@@ -15,6 +15,8 @@ private_folder(env.UNKEY_VAR)
 
 BASE_DIR = ROOT
 DEBUG = env.DEBUG
+# Set by pytest, also for the processes that tests start: what is only logged in production fails there.
+TESTING = "PYTEST_VERSION" in os.environ
 SECRET_KEY = env.secret("SECRET_KEY")
 ALLOWED_HOSTS = list(env.ALLOWED_HOSTS)
 
@@ -32,8 +34,11 @@ INSTALLED_APPS = [
     "apps.deployments",
     "apps.routing",
     "apps.certs",
+    "apps.console",
     "django_celery_beat",
     "rest_framework",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",

@@ -4,9 +4,10 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from apps.workspaces import services
-from apps.workspaces.models import Membership, RootKey, Workspace
+from apps.workspaces import members, services
+from apps.workspaces.models import Membership, PersonalToken, RootKey, Workspace
 from unkey.admin import ReadOnlyAdmin, RowsInline, actor_of
+from unkey.tenancy import workspace_scope
 
 
 class MembershipInline(RowsInline):
@@ -68,3 +69,21 @@ class RootKeyAdmin(ReadOnlyAdmin):
     def delete(self, request: HttpRequest, chosen: QuerySet[RootKey]) -> None:
         for root_key in chosen.filter(deleted_at=None):
             services.delete_root_key(root_key, actor=actor_of(request))
+
+
+@admin.register(PersonalToken)
+class PersonalTokenAdmin(ReadOnlyAdmin):
+    list_display = ("name", "start", "user", "workspace", "role", "expires_at", "revoked_at", "last_used_at")
+    list_display_links = ("name", "start")
+    list_filter = ("role",)
+    search_fields = ("id", "name", "start", "user__username", "workspace__slug")
+    exclude = ("hash",)
+    actions = ("revoke",)
+
+    @admin.action(description="Revoke for good", permissions=["operate"])
+    def revoke(self, request: HttpRequest, chosen: QuerySet[PersonalToken]) -> None:
+        for token in chosen.filter(revoked_at=None):
+            with workspace_scope(token.workspace_id):
+                members.revoke_token(
+                    token.pk, user=token.user, by=Membership.Role.OWNER, actor=actor_of(request)
+                )

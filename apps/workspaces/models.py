@@ -1,4 +1,4 @@
-"""Tables of tenants: workspaces, who belongs to them, and root keys."""
+"""Tables of tenants: workspaces, who belongs to them, root keys and personal tokens."""
 
 from typing import Any
 
@@ -35,12 +35,13 @@ class Workspace(Timestamped, Versioned):
 
 
 class Membership(Tenant):
-    """A person's place in a workspace."""
+    """A person's place in a workspace; `apps.workspaces.roles` says what each role may do."""
 
     class Role(models.TextChoices):
         OWNER = "owner"
         ADMIN = "admin"
         MEMBER = "member"
+        VIEWER = "viewer"
 
     id = id_field("mem")
     user: Any = models.ForeignKey(
@@ -52,7 +53,7 @@ class Membership(Tenant):
         constraints = [
             models.UniqueConstraint(fields=["workspace", "user"], name="membership_once"),
             models.CheckConstraint(
-                condition=models.Q(role__in=["owner", "admin", "member"]), name="membership_role"
+                condition=models.Q(role__in=["owner", "admin", "member", "viewer"]), name="membership_role"
             ),
         ]
 
@@ -78,3 +79,25 @@ class RootKey(Tenant, Versioned):
     @property
     def stream(self) -> str:
         return f"keys:{shard_of(self.workspace_id)}"
+
+
+class PersonalToken(Tenant):
+    """A person's key to the dashboard REST in one workspace; only its hash is kept.
+
+    It can do what `role` may, and never more than its person may at the moment of a request.
+    """
+
+    id = id_field("pat")
+    user: Any = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="personal_tokens"
+    )
+    role = models.CharField(max_length=16, choices=Membership.Role.choices)
+    name = models.CharField(max_length=255)
+    hash = models.CharField(max_length=44, unique=True, editable=False)
+    start = models.CharField(max_length=32, editable=False)
+    expires_at = models.DateTimeField()
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True)
+
+    def __str__(self) -> str:
+        return self.name
