@@ -298,6 +298,20 @@ SETTINGS: tuple[Setting, ...] = (
         "1800",
         "how long a replaced live deployment keeps running",
     ),
+    Setting(
+        "PREVIEW_STANDBY_AFTER_SECONDS",
+        "seconds",
+        _seconds,
+        "60",
+        "how long a replaced preview keeps running",
+    ),
+    Setting(
+        "PREVIEW_IDLE_SECONDS",
+        "seconds",
+        _seconds,
+        "21600",
+        "how long a preview without requests keeps running; a request wakes it",
+    ),
     Setting("WEB_URL", "url", str, "", "where satellites and the edge reach web; empty: this machine"),
     Setting("FEED_URL", "url", str, "", "where agents reach feed; empty: this machine"),
     Setting(

@@ -4,15 +4,15 @@ Every function here runs inside its caller's transaction. Locks are taken in the
 deployment, streams of the change feed by name, so that no two of them wait for each other.
 """
 
-from datetime import datetime
 from typing import Any
 
 from apps.cluster import versions
 from apps.deployments.models import Deployment, DeploymentStep, Instance, ScheduledChange, Topology
 from apps.projects.models import App
 from apps.routing import services as routing
+from apps.routing.models import Sentinel
 from apps.workflows.engine import notify
-from unkey import clock, ids
+from unkey import clock
 
 Status = Deployment.Status
 State = Deployment.DesiredState
@@ -122,13 +122,22 @@ def give_up(deployment: Deployment, status: Deployment.Status, message: str) -> 
     set_status(deployment, status)
 
 
-def set_desired_state(deployment: Deployment, state: Deployment.DesiredState) -> None:
-    """Tell the regions' agents and the edges whether a deployment should run."""
-    if deployment.desired_state != state:
+def set_desired_state(
+    deployment: Deployment, state: Deployment.DesiredState, *, edges: Sentinel.State | None = None
+) -> None:
+    """Tell the regions' agents and the edges whether a deployment should run.
+
+    Args:
+        edges: what edges do with its requests, where the state does not say it: `STANDBY` makes the
+            first one wake it again, `WAKING` holds them until there is an instance.
+    """
+    asleep = (deployment.asleep_since or clock.now()) if edges == Sentinel.State.STANDBY else None
+    if (deployment.desired_state, deployment.asleep_since) != (state, asleep):
         deployment.desired_state = state
+        deployment.asleep_since = asleep
         deployment.updated_at = clock.now()
-        deployment.save(update_fields=["desired_state", "updated_at"])
-    routing.set_sentinel_state(deployment.id, state)
+        deployment.save(update_fields=["desired_state", "asleep_since", "updated_at"])
+    routing.set_sentinel_state(deployment.id, edges or Sentinel.State(state))
     rows = Topology.objects.select_for_update().filter(deployment=deployment).exclude(desired_status=state)
     for topology in sorted(rows, key=lambda row: str(row.region.name)):
         topology.desired_status = state
@@ -137,17 +146,37 @@ def set_desired_state(deployment: Deployment, state: Deployment.DesiredState) ->
     settle(deployment)
 
 
+def fall_asleep(deployment: Deployment) -> None:
+    """Stop a deployment until somebody needs it: its next request wakes it, as its owner may."""
+    set_desired_state(deployment, State.STOPPED, edges=Sentinel.State.STANDBY)
+
+
 def wake(deployment: Deployment) -> None:
     """Let a stopped deployment run again; `deploying` until its instances are healthy."""
     set_status(deployment, Status.DEPLOYING)
-    set_desired_state(deployment, State.RUNNING)
+    set_desired_state(deployment, State.RUNNING, edges=Sentinel.State.WAKING)
 
 
-def put_back(deployment: Deployment) -> None:
-    """Stop a deployment that was woken and did not become healthy; it may be started again."""
+def awake(deployment: Deployment) -> None:
+    """Mark a deployment that was woken as ready: its instances are healthy."""
+    set_status(deployment, Status.READY)
+    answer(deployment)
+
+
+def answer(deployment: Deployment) -> None:
+    """Let edges hold no requests of a deployment back any more: it is awake."""
+    routing.set_sentinel_state(deployment.id, Sentinel.State.RUNNING)
+
+
+def put_back(deployment: Deployment, *, asleep: bool) -> None:
+    """Stop a deployment that was woken and did not become healthy; it may be started again.
+
+    Args:
+        asleep: it was on standby before, so that a request may try once more.
+    """
     if deployment.status == Status.DEPLOYING:
         set_status(deployment, Status.STOPPED)
-        set_desired_state(deployment, State.STOPPED)
+        set_desired_state(deployment, State.STOPPED, edges=Sentinel.State.STANDBY if asleep else None)
 
 
 def settle(deployment: Deployment) -> None:
@@ -159,15 +188,6 @@ def settle(deployment: Deployment) -> None:
         return
     if not Instance.objects.filter(deployment=deployment).exclude(status=Instance.Status.GONE).exists():
         set_status(deployment, Status.STOPPED)
-
-
-def schedule(deployment: Deployment, state: Deployment.DesiredState, due: datetime) -> ScheduledChange:
-    """Remember a change of the desired state for later; it replaces one that is pending."""
-    change, _ = ScheduledChange.objects.update_or_create(
-        deployment=deployment,
-        defaults={"nonce": ids.new("nonce"), "desired_state": state, "due_at": due},
-    )
-    return change
 
 
 def cancel_scheduled(deployment: Deployment) -> None:

@@ -195,13 +195,14 @@ def start_again(deployment: Deployment, *, actor: Actor) -> Deployment:
         deployment = lifecycle.lock(deployment.id)
         gates.check_start(deployment, app)
         lifecycle.cancel_scheduled(deployment)
+        asleep = deployment.asleep_since is not None
         lifecycle.wake(deployment)
         audit.record(
             "deployment.wake", actor=actor, workspace_id=deployment.workspace_id, targets=[deployment]
         )
         start(
             workflows.Wake,
-            {"project_id": deployment.project_id, "deployment_id": deployment.id},
+            {"project_id": deployment.project_id, "deployment_id": deployment.id, "asleep": asleep},
             idempotency_key=ids.new("wake"),
             workspace_id=deployment.workspace_id,
         )

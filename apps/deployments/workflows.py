@@ -1,4 +1,4 @@
-"""Durable workflows of a deployment's life: deploy, roll back, promote, wake, scheduled changes.
+"""Durable workflows of a deployment's life: deploy, roll back, promote, wake.
 
 Deploy, Rollback, Promote and Wake serialise on the project and interleave: no two steps of a
 project ever run at once, and none of them holds it while it waits. A step therefore reads the state
@@ -15,13 +15,13 @@ from apps.builds import detection
 from apps.cluster.models import Region
 from apps.cluster.queries import edges_applied
 from apps.cluster.versions import stamp
-from apps.deployments import gates, lifecycle, logs, queries, specification
-from apps.deployments.models import Deployment, Instance, OpenapiSpec, ScheduledChange, Topology
+from apps.deployments import desired_state, gates, lifecycle, logs, queries, specification
+from apps.deployments.models import Deployment, Instance, OpenapiSpec, Topology
 from apps.projects.models import App
 from apps.quota.models import Limits
 from apps.routing import services as routing
 from apps.routing.models import FrontlineRoute
-from apps.workflows.engine import JSON, Run, Terminal, Wait, Workflow, call, start, step
+from apps.workflows.engine import JSON, Run, Terminal, Wait, Workflow, call, step
 from unkey import clock, errors
 from unkey.actors import Actor
 from unkey.env import env
@@ -30,7 +30,6 @@ Status = Deployment.Status
 State = Deployment.DesiredState
 Sticky = FrontlineRoute.Sticky
 
-PREVIEW_STANDBY = timedelta(minutes=1)
 EDGES_POLL_SECONDS = 0.1
 EDGES_DEADLINE_SECONDS = 60.0
 SCRAPE_DEADLINE_SECONDS = 8.0
@@ -227,7 +226,7 @@ def retire_previous(run: Run) -> dict[str, Any]:
     elif not switched["held_back"]:
         retired = _replaced(deployment, switched["previous"])
     for identifier in retired:
-        _schedule_stop(identifier, switched["version"])
+        desired_state.retire(identifier, switched["version"])
     lifecycle.end_step(deployment, "finalizing", _outcome(run, switched))
     return {"retired": retired}
 
@@ -316,7 +315,7 @@ def prepare_target(run: Run) -> JSON:
 def put_target_back(run: Run) -> JSON:
     """Undo `prepare_target`: what was woken for nothing goes back to standby."""
     if run.results["prepare_target"]["woken"]:
-        lifecycle.put_back(_deployment(run))
+        lifecycle.put_back(_deployment(run), asleep=True)
     return None
 
 
@@ -376,7 +375,7 @@ def retire_replaced(run: Run) -> dict[str, Any]:
     switched = _switched(run)
     retired = _replaced(_deployment(run), switched["previous"])
     for identifier in retired:
-        _schedule_stop(identifier, switched["version"])
+        desired_state.retire(identifier, switched["version"])
     return {"retired": retired}
 
 
@@ -397,13 +396,16 @@ class Promote(Workflow):
 
 @step
 def wait_until_awake(run: Run) -> "JSON | Wait":
-    """Wait until a preview that was started again is healthy."""
+    """Wait until a deployment that was started again is healthy."""
     deployment = _deployment(run)
     if deployment.status != Status.DEPLOYING:
         raise Terminal(deployment.status, f"The deployment has been {deployment.status} meanwhile.")
     found = queries.readiness(deployment.id)
     if found.ready:
-        lifecycle.set_status(deployment, Status.READY)
+        lifecycle.awake(deployment)
+        if gates.is_production(deployment):  # a request woke it: it is not the live one
+            standby = timedelta(seconds=env.STANDBY_AFTER_SECONDS)
+            desired_state.schedule_standby(deployment, standby, cause=desired_state.WOKEN)
         return {"healthy": list(found.healthy)}
     if found.hopeless or run.wait_expired:
         raise Terminal("deployment_not_ready", _why(found, []))
@@ -411,13 +413,13 @@ def wait_until_awake(run: Run) -> "JSON | Wait":
 
 
 def let_sleep(run: Run, code: str, message: str) -> JSON:
-    """Stop a preview that did not wake up; it may be started again."""
-    lifecycle.put_back(_deployment(run))
+    """Stop a deployment that did not wake up; it may be started again."""
+    lifecycle.put_back(_deployment(run), asleep=run.input.get("asleep", False))
     return None
 
 
 class Wake(Workflow):
-    """Start a stopped preview again."""
+    """Start a stopped deployment again: a preview by its owner, one on standby by a request."""
 
     service = "wake"
     key = "project_id"
@@ -425,52 +427,6 @@ class Wake(Workflow):
     exclusive = False
     steps = (wait_until_awake,)
     on_failure = let_sleep
-
-
-# ----- scheduled changes of the desired state
-
-
-@step
-def wait_until_due(run: Run) -> "JSON | Wait":
-    """Sleep until the change is due, or until another change has taken its place."""
-    change = _change(run)
-    if change is None or clock.now() >= change.due_at:
-        return {"due": change is not None}
-    topic = lifecycle.scheduled_topic(run.input["deployment_id"])
-    return Wait(event=topic, deadline=change.due_at)
-
-
-@step
-def wait_for_confirmation(run: Run) -> "JSON | Wait":
-    """Never stop what an edge may still send requests to."""
-    if _change(run) is not None and not edges_applied("routes", run.input["routes_version"]):
-        return Wait(seconds=1)
-    return None
-
-
-@step
-def change_state(run: Run) -> JSON:
-    """Carry the change out, unless another took its place or the deployment has become the live one."""
-    deployment = _read(run)
-    app = lifecycle.lock_app(deployment.app_id)
-    deployment = _deployment(run)
-    change = _change(run)
-    if change is None:
-        return {"changed": False}
-    change.delete()
-    if app.current_deployment_id == deployment.id:
-        return {"changed": False}
-    lifecycle.set_desired_state(deployment, State(change.desired_state))
-    return {"changed": True}
-
-
-class DesiredState(Workflow):
-    """Change what a deployment should do later; of several changes the last one asked for counts."""
-
-    service = "desired_state"
-    key = "deployment_id"
-    exclusive = False
-    steps = (wait_until_due, wait_for_confirmation, change_state)
 
 
 # ----- what the steps share
@@ -595,31 +551,6 @@ def _replaced(deployment: Deployment, previous: str | None) -> list[str]:
     return sorted(found)
 
 
-def _schedule_stop(deployment_id: str, routes_version: int) -> None:
-    deployment = lifecycle.lock(deployment_id)
-    if deployment.desired_state != State.RUNNING:
-        return
-    standby = timedelta(seconds=env.STANDBY_AFTER_SECONDS)
-    delay = standby if gates.is_production(deployment) else PREVIEW_STANDBY
-    change = lifecycle.schedule(deployment, State.STOPPED, clock.now() + delay)
-    start(
-        DesiredState,
-        {
-            "deployment_id": deployment.id,
-            "nonce": change.nonce,
-            "routes_version": routes_version,
-        },
-        idempotency_key=change.nonce,
-        workspace_id=deployment.workspace_id,
-    )
-
-
-def _change(run: Run) -> ScheduledChange | None:
-    return ScheduledChange.objects.filter(
-        deployment_id=run.input["deployment_id"], nonce=run.input["nonce"]
-    ).first()
-
-
 def _outcome(run: Run, switched: dict[str, Any]) -> str:
     said: list[str] = []
     if switched["held_back"]:
@@ -653,6 +584,7 @@ def _swap(run: Run, app: App, target: Deployment, *, rolled_back: bool) -> int:
     count, version = routing.move_routes(target, {Sticky.ENVIRONMENT, Sticky.LIVE})
     if not count:
         raise Terminal("precondition_failed", "The environment has no routes that could be moved.")
+    lifecycle.answer(target)
     _make_current(app, target, rolled_back=rolled_back)
     return version
 

@@ -248,7 +248,7 @@ def test_a_replaced_deployment_stops_after_its_standby_and_not_before(platform: 
     topology.refresh_from_db()
     assert topology.desired_status == "stopped"
     assert topology.version == Stream.objects.get(pk=f"topologies:{env.REGION}").version
-    assert Sentinel.objects.get(pk=first).desired_state == "stopped"
+    assert Sentinel.objects.get(pk=first).desired_state == "standby"
     assert platform.get(first)["status"] == "ready"  # its instance is still there
     platform.report_none(first)
     assert platform.get(first)["status"] == "stopped"
