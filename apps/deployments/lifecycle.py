@@ -11,7 +11,7 @@ from apps.deployments.models import Deployment, DeploymentStep, Instance, Schedu
 from apps.projects.models import App
 from apps.routing import services as routing
 from apps.routing.models import Sentinel
-from apps.workflows.engine import notify
+from apps.workflows.engine import cancel, notify
 from unkey import clock
 
 Status = Deployment.Status
@@ -19,6 +19,15 @@ State = Deployment.DesiredState
 
 STEPS = ("queued", "starting", "building", "deploying", "network", "finalizing")
 ERROR_MAX = 512
+# What an owner is told when something of ours went wrong in a step.
+ACCIDENTS = {
+    "queued": "Failed to read from database.",
+    "starting": "Failed to read from database.",
+    "building": "The source could not be looked at.",
+    "deploying": "Regional deployment targets could not be prepared.",
+    "network": "Routing configuration failed.",
+    "finalizing": "Finalization failed.",
+}
 # Codes that an owner sees; every other failure is "unknown" to them.
 ERROR_CODES = frozenset(
     {
@@ -100,26 +109,46 @@ def set_status(deployment: Deployment, status: Deployment.Status) -> None:
 def fail(deployment: Deployment, code: str, message: str) -> None:
     """Mark a deployment failed, unless it has ended otherwise, and close its open steps."""
     if deployment.status in Deployment.TERMINAL:
+        _close_steps(deployment)
         return
     open_step = DeploymentStep.objects.filter(deployment=deployment, ended_at=None).last()
     deployment.error_code = code if code in ERROR_CODES else "unknown"
     deployment.error_step = open_step.step if open_step else ""
     deployment.error_message = message
     deployment.save(update_fields=["error_code", "error_step", "error_message"])
-    DeploymentStep.objects.filter(deployment=deployment, ended_at=None).update(
-        ended_at=clock.now(), error=cut(message)
-    )
+    _close_steps(deployment, error=cut(message))
     set_status(deployment, Status.FAILED)
+
+
+def unexpected(deployment: Deployment, run_id: str) -> str:
+    """Return what an owner is told of an accident in the step that a deployment is in."""
+    open_step = DeploymentStep.objects.filter(deployment=deployment, ended_at=None).last()
+    what = ACCIDENTS.get(open_step.step if open_step else "", "The deployment failed.")
+    return f"{what} Please deploy again; if that fails as well, ask your operator to look at {run_id}."
+
+
+def abandon(deployment_id: str, run_id: str, why: str) -> None:
+    """End a deployment whose run will not do it: fail it, stop what runs of it, cancel the run."""
+    deployment = lock(deployment_id)
+    cancel(run_id)
+    if deployment.status in Deployment.TERMINAL:
+        return
+    fail(deployment, "unknown", why)
+    set_desired_state(deployment, State.STOPPED)
 
 
 def give_up(deployment: Deployment, status: Deployment.Status, message: str) -> None:
     """End a deployment as superseded or cancelled, unless it has ended otherwise."""
     if deployment.status in Deployment.TERMINAL:
+        _close_steps(deployment)
         return
-    DeploymentStep.objects.filter(deployment=deployment, ended_at=None).update(
-        ended_at=clock.now(), message=message
-    )
+    _close_steps(deployment, message=message)
     set_status(deployment, status)
+
+
+def _close_steps(deployment: Deployment, **said: str) -> None:
+    open_steps = DeploymentStep.objects.filter(deployment=deployment, ended_at=None)
+    open_steps.update(ended_at=clock.now(), **said)
 
 
 def set_desired_state(

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.db.models import Q
 
+from apps.builds import slots
 from apps.cluster.models import Agent
 from apps.cluster.queries import live_agents
 from apps.deployments.models import Deployment, DeploymentStep, Instance, Topology
@@ -134,8 +135,13 @@ def newest(
 
 
 def steps(of: Deployment) -> list[DeploymentStep]:
-    """Return a deployment's steps in the order in which they began."""
-    return list(DeploymentStep.objects.filter(deployment=of))
+    """Return a deployment's steps in the order in which they began; one that waits says for how many."""
+    rows = list(DeploymentStep.objects.filter(deployment=of))
+    for row in rows:
+        if row.step == "queued" and row.ended_at is None:
+            place = slots.places([of.id]).get(of.id)
+            row.message = slots.describe(place) if place is not None else row.message
+    return rows
 
 
 def instances(of: Deployment) -> list[Instance]:

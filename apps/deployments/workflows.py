@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any
 
 from apps.audit import services as audit
-from apps.builds import detection
+from apps.builds import detection, slots
 from apps.cluster.models import Region
 from apps.cluster.queries import edges_applied
 from apps.cluster.versions import stamp
@@ -33,8 +33,12 @@ Sticky = FrontlineRoute.Sticky
 EDGES_POLL_SECONDS = 0.1
 EDGES_DEADLINE_SECONDS = 60.0
 SCRAPE_DEADLINE_SECONDS = 8.0
+SLOT_DEADLINE_SECONDS = 3600.0
+SLOT_POLL_SECONDS = 60.0  # for what no topic tells: a limit was raised, a holder died
 LAST_LINES = 20
 PROJECT = "project"
+# Failures whose message is for the owner; every other one is an accident of ours.
+TOLD = lifecycle.ERROR_CODES | {"instances_failed", "timeout", "build_slot_timeout"}
 ENDED_BADLY = (Status.FAILED, Status.SKIPPED, Status.STOPPED, Status.SUPERSEDED, Status.CANCELLED)
 
 
@@ -48,12 +52,49 @@ def actor_input(actor: Actor) -> dict[str, str]:
 
 @step
 def check_superseded(run: Run) -> JSON:
-    """Skip a commit that a newer one of its branch has overtaken; check the frozen settings again."""
-    deployment = _deployment(run)
+    """Skip a commit that a newer one of its branch has overtaken."""
+    deployment = _alive(run)
     newer = _newer(deployment).filter(git_branch=deployment.git_branch).exclude(status__in=ENDED_BADLY)
     if deployment.git_branch and newer.exists():
         raise Terminal(Status.SUPERSEDED, "superseded by newer commit")
-    lifecycle.next_step(deployment, "queued", "starting")
+    return None
+
+
+@step
+def join_build_queue(run: Run) -> JSON:
+    """Ask for one of the workspace's build slots, before anything can fail that would have to give it back."""
+    return {"place": _ask_for_slot(run, _alive(run))}
+
+
+def release_build_slot(run: Run) -> JSON:
+    """Undo `join_build_queue`: the next in the queue builds."""
+    slots.release(run.input["deployment_id"])
+    return None
+
+
+@step
+def take_build_slot(run: Run) -> "JSON | Wait":
+    """Wait for the deployment's turn, production first; whoever waits also looks for holders that died."""
+    for gone in slots.lost(_read(run).workspace_id):
+        lifecycle.abandon(gone.deployment_id, gone.run_id, gone.why)
+        slots.release(gone.deployment_id)
+    deployment = _alive(run)
+    if _ask_for_slot(run, deployment) is None:
+        lifecycle.next_step(deployment, "queued", "starting")
+        return None
+    if run.wait_expired:
+        raise Terminal(
+            "build_slot_timeout",
+            "Timed out waiting for a build slot. Too many builds are queued in this workspace.",
+        )
+    topic = slots.topic(deployment.id)
+    return Wait(event=topic, seconds=SLOT_POLL_SECONDS, deadline=SLOT_DEADLINE_SECONDS)
+
+
+@step
+def check_settings(run: Run) -> JSON:
+    """Look at the frozen settings again: a deployment may have waited for long."""
+    deployment = _alive(run)
     violations = lifecycle.runtime_violations(deployment.settings)
     if violations:
         raise Terminal("invalid_runtime_settings", violations[0])
@@ -77,7 +118,7 @@ def _detect(run: Run) -> JSON:
 @step(outside=_detect, timeout=60)
 def build(run: Run, plan: dict[str, Any] | None) -> JSON:
     """Find out what the source says to run; the agent starts it from the snapshot itself."""
-    deployment = _deployment(run)
+    deployment = _alive(run)
     deployment.plan = plan
     deployment.save(update_fields=["plan"])
     lifecycle.next_step(deployment, "building", "deploying", _describe(plan))
@@ -86,9 +127,8 @@ def build(run: Run, plan: dict[str, Any] | None) -> JSON:
 
 @step
 def create_topologies(run: Run) -> JSON:
-    """Tell every region's agent to run the deployment, and the edges what to enforce, at once."""
-    deployment = _deployment(run)
-    _check_not_deleted(deployment)
+    """Tell every region's agent to run the deployment, at once."""
+    deployment = _alive(run)
     wanted = {row["region"]: row for row in deployment.regions}
     regions = list(Region.objects.filter(name__in=wanted, can_schedule=True).order_by("name"))
     if not regions:
@@ -99,7 +139,6 @@ def create_topologies(run: Run) -> JSON:
     limits = _limits(deployment.workspace_id)
     replicas = {region.name: _replicas(wanted[region.name], limits.replicas_max) for region in regions}
     _check_quota(deployment, limits, sum(most for _, most in replicas.values()))
-    routing.write_sentinel(deployment)
     for region in regions:
         least, most = replicas[region.name]
         topology = Topology(
@@ -134,10 +173,14 @@ def _last_words(run: Run) -> JSON:
 
 @step(outside=_last_words, timeout=30)
 def wait_for_instances(run: Run, last_lines: list[str] | None) -> "JSON | Wait":
-    """Wait until enough regions are healthy; give up when they cannot become so."""
-    deployment = _deployment(run)
+    """Wait until enough regions are healthy; give up when they cannot become so.
+
+    Agents unpack the source and install what it needs, so the build slot is given back here.
+    """
+    deployment = _alive(run)
     found = queries.readiness(deployment.id)
     if found.ready:
+        slots.release(deployment.id)
         regions = ", ".join(found.healthy)
         lifecycle.next_step(deployment, "deploying", "network", f"healthy in {regions}")
         return {"healthy": list(found.healthy)}
@@ -169,10 +212,7 @@ def switch_routes(run: Run) -> JSON:
     app is rolled back, takes only its commit and deployment names.
     """
     app = lifecycle.lock_app(_read(run).app_id)
-    deployment = _deployment(run)
-    if deployment.status in Deployment.TERMINAL:
-        raise Terminal(deployment.status, f"The deployment has been {deployment.status} meanwhile.")
-    _check_not_deleted(deployment)
+    deployment = _alive(run)
     production = gates.is_production(deployment)
     newer = _newer(deployment).filter(status__in=(Status.READY, Status.STOPPED))
     overtaken = newer.exists()
@@ -185,6 +225,7 @@ def switch_routes(run: Run) -> JSON:
         withheld.add(Sticky.BRANCH)
     domains = [domain for domain in routing.domains_of(deployment) if domain.sticky not in withheld]
     version = routing.assign_routes(deployment, domains)
+    routing.write_sentinel(deployment)
     previous: str | None = None
     if Sticky.LIVE not in withheld:
         moving = {Sticky.ENVIRONMENT, Sticky.LIVE} if production else {Sticky.ENVIRONMENT}
@@ -232,12 +273,16 @@ def retire_previous(run: Run) -> dict[str, Any]:
 
 
 def mark_failed(run: Run, code: str, message: str) -> JSON:
-    """Mark the deployment failed, superseded or cancelled, with the reason."""
+    """Mark the deployment failed, superseded or cancelled, with the reason.
+
+    What no user caused is told to them by the step that it happened in; the run keeps the rest.
+    """
     deployment = _deployment(run)
     if code in {Status.SUPERSEDED, Status.CANCELLED}:
         lifecycle.give_up(deployment, Status(code), message)
     else:
-        lifecycle.fail(deployment, code, message)
+        told = message if code in TOLD else lifecycle.unexpected(deployment, run.id)
+        lifecycle.fail(deployment, code, told)
     return None
 
 
@@ -250,6 +295,9 @@ class Deploy(Workflow):
     exclusive = False
     steps = (
         check_superseded,
+        join_build_queue,
+        take_build_slot,
+        check_settings,
         build,
         create_topologies,
         wait_for_instances,
@@ -258,7 +306,7 @@ class Deploy(Workflow):
         wait_for_edges,
         retire_previous,
     )
-    compensations = {create_topologies: stop_topologies}
+    compensations = {join_build_queue: release_build_slot, create_topologies: stop_topologies}
     on_failure = mark_failed
 
 
@@ -441,9 +489,23 @@ def _read(run: Run) -> Deployment:
     return rows.get(pk=run.input["deployment_id"])
 
 
-def _check_not_deleted(deployment: Deployment) -> None:
+def _alive(run: Run) -> Deployment:
+    """Lock the deployment of a Deploy, which ends here when somebody has ended the deployment."""
+    deployment = _deployment(run)
+    if deployment.status in Deployment.TERMINAL:
+        raise Terminal(deployment.status, f"The deployment has been {deployment.status} meanwhile.")
     if deployment.app.deleting_at or deployment.project.deleting_at:
         raise Terminal(Status.CANCELLED, "The app was deleted.")
+    return deployment
+
+
+def _ask_for_slot(run: Run, deployment: Deployment) -> int | None:
+    return slots.ask(
+        deployment.id,
+        workspace_id=deployment.workspace_id,
+        run_id=run.id,
+        production=gates.is_production(deployment),
+    )
 
 
 def _newer(deployment: Deployment) -> Any:

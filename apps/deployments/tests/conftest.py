@@ -16,9 +16,11 @@ from apps.cluster.models import Region
 from apps.deployments import services
 from apps.deployments.models import Deployment, Topology
 from apps.projects.models import App, Environment, EnvironmentRegion
+from apps.quota.services import set_limits
 from apps.routing.models import FrontlineRoute
 from apps.workflows.sweeper import drain
 from unkey import objects
+from unkey.actors import system
 from unkey.env import env
 from unkey.rpc.testing import Tenant
 from unkey.tenancy import unscoped, workspace_scope
@@ -146,6 +148,10 @@ class Platform:
         suffix = f"-{self.tenant.workspace.slug}.{env.DEFAULT_DOMAIN}"
         return {fqdn.removesuffix(suffix): deployment for fqdn, deployment in rows}
 
+    def limit(self, **limits: int) -> None:
+        """Set limits of the workspace."""
+        set_limits(self.tenant.workspace.id, limits, actor=system("tests"))
+
     def add_region(self, name: str, environment: str = "production") -> None:
         """Let an environment run in one more region."""
         with unscoped("test"):
@@ -158,6 +164,7 @@ class Platform:
 def platform(tenant: Tenant) -> Platform:
     """A project `shop` with the app `default`, that has been deployed nowhere yet."""
     made = Platform(tenant)
+    made.limit(builds_concurrent_max=10)  # the tests of build slots set it
     tenant("projects.createProject", {"name": "Shop", "slug": made.project})
     tenant("apps.createApp", {"name": "Default", "slug": made.app, "project": made.project})
     return made
