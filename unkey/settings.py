@@ -163,6 +163,11 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
         "schedule": 300.0,
         "options": {"queue": "default", "expires": 300.0},
     },
+    "deployments: previews that nobody uses go to sleep": {
+        "task": "deployments.sleep_idle",
+        "schedule": min(60.0, max(1.0, env.PREVIEW_IDLE_SECONDS / 4)),
+        "options": {"queue": "default", "expires": 60.0},
+    },
     "certificates: renew what expires": {
         "task": "certs.renew",
         "schedule": 21_600.0,

@@ -16,6 +16,7 @@ from django.views.decorators.csrf import csrf_exempt
 from apps.builds.models import Snapshot
 from apps.cluster import services
 from apps.deployments import services as deployments
+from apps.deployments import standby
 from apps.deployments.models import Topology
 from apps.vault import services as vault
 from apps.vault.errors import VaultError
@@ -71,6 +72,14 @@ class Problem(msgspec.Struct):
     version: int
     row: Annotated[str, msgspec.Meta(max_length=255)]
     message: Annotated[str, msgspec.Meta(max_length=4000)]
+
+
+class WakeRequest(msgspec.Struct):
+    """An edge has a request for a deployment that sleeps, as of this version of its sentinel row."""
+
+    edge: Name
+    deployment_id: Name = msgspec.field(name="deploymentId")
+    sleep: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 _Body = TypeVar("_Body", bound=msgspec.Struct)
@@ -195,7 +204,16 @@ def problem(request: HttpRequest) -> HttpResponseBase:
     return JsonResponse({})
 
 
+@_for_agents("POST")
+def wake(request: HttpRequest) -> HttpResponseBase:
+    """Wake a deployment for an edge that holds a request for it; however often it is asked."""
+    body = _body(request, WakeRequest)
+    woken = standby.wake_on_request(body.deployment_id, body.sleep, edge=body.edge)
+    return JsonResponse({"answer": woken.answer, "retryAfterSeconds": woken.retry_after})
+
+
 urlpatterns = [
+    path("deployments/wake", wake),
     path("agents/heartbeat", heartbeat),
     path("instances/report", report_instances),
     path("secrets", secrets),

@@ -21,6 +21,7 @@ CALLS = [
     ("post", "instances/report"),
     ("post", "secrets"),
     ("post", "problems"),
+    ("post", "deployments/wake"),
     ("get", "snapshots/" + "0" * 64),
 ]
 
