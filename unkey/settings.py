@@ -122,6 +122,8 @@ logging.configure_structlog()
 # A message is a wake-up: losing, doubling or reordering one costs latency, never correctness.
 _broker = broker.celery_settings(env.CELERY_BROKER_URL)
 CELERY_BROKER_URL = _broker["broker_url"]
+# Celery prefers the variable of that name, which may say filesystem://, to the setting; but not to these.
+CELERY_BROKER_READ_URL = CELERY_BROKER_WRITE_URL = CELERY_BROKER_URL
 CELERY_BROKER_TRANSPORT_OPTIONS = _broker["broker_transport_options"]
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_TIMEOUT = 2
@@ -168,6 +170,11 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
         "schedule": min(60.0, max(1.0, env.PREVIEW_IDLE_SECONDS / 4)),
         "options": {"queue": "default", "expires": 60.0},
     },
+    "console: forget kept answers and failed logins": {
+        "task": "console.prune",
+        "schedule": 3600.0,
+        "options": {"queue": "default", "expires": 3600.0},
+    },
     "certificates: renew what expires": {
         "task": "certs.renew",
         "schedule": 21_600.0,
@@ -175,4 +182,27 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
     },
 }
 
-REST_FRAMEWORK = {"UNAUTHENTICATED_USER": None}
+REST_FRAMEWORK = {
+    "UNAUTHENTICATED_USER": None,
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
+}
+SPECTACULAR_SETTINGS: dict[str, Any] = {
+    "TITLE": "Unkey dashboard",
+    "DESCRIPTION": "What a dashboard shows and does. The API for programs is /v2.",
+    "VERSION": "1",
+    "OAS_VERSION": "3.1.0",
+    "SCHEMA_PATH_PREFIX": "/api/",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_URLCONF": "apps.console.rest.urls",
+    "COMPONENT_SPLIT_REQUEST": True,
+    "ENUM_NAME_OVERRIDES": {
+        "RoleEnum": "apps.workspaces.roles.Role",
+        "DeploymentStatusEnum": "apps.deployments.models.Deployment.Status",
+        "InstanceStatusEnum": "apps.deployments.models.Instance.Status",
+    },
+    # The page and what it loads come from this server.
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "SWAGGER_UI_SETTINGS": {"validatorUrl": None, "persistAuthorization": False},
+}

@@ -1,10 +1,29 @@
-"""Monotonic versions per stream: the row lock makes commit order equal version order."""
+"""Monotonic versions per stream: the row lock makes commit order equal version order.
 
-from django.db import IntegrityError, connection, transaction
+A transaction that stamps rows of several streams locks them in the order of the streams' names, so that
+two of them never wait for each other. Where its writes come in another order, or several rows of
+changing streams are written one after the other, it calls `hold` first.
+"""
+
+from collections.abc import Iterable
+from weakref import WeakKeyDictionary
+
+import structlog
+from django.conf import settings
+from django.db import connection
 from django.db.models import F
 
 from apps.cluster.models import Stream
 from unkey.models import Versioned
+
+log = structlog.get_logger(__name__)
+
+# Streams that a transaction holds, by its outermost atomic block.
+_held: "WeakKeyDictionary[object, set[str]]" = WeakKeyDictionary()
+
+
+class StreamsOutOfOrder(RuntimeError):
+    """A transaction took a stream whose name comes before one that it held: two of these can deadlock."""
 
 
 def next_version(stream: str) -> int:
@@ -14,24 +33,61 @@ def next_version(stream: str) -> int:
 
     Raises:
         RuntimeError: called outside a transaction.
+        StreamsOutOfOrder: see `hold`; in production it is logged and the transaction goes on.
     """
-    if not connection.in_atomic_block:
-        raise RuntimeError(f"a version of {stream} was taken outside a transaction")
+    _take(stream)
     if not Stream.objects.filter(name=stream).update(version=F("version") + 1):
-        try:
-            with transaction.atomic():
-                Stream.objects.create(name=stream, version=1)
-                return 1
-        except IntegrityError:
-            Stream.objects.filter(name=stream).update(version=F("version") + 1)
+        _create(stream)
+        Stream.objects.filter(name=stream).update(version=F("version") + 1)
     return Stream.objects.values_list("version", flat=True).get(name=stream)
 
 
-def stamp(row: Versioned) -> int:
-    """Give a row the next version of its stream; the caller saves `version` in this transaction.
+def hold(streams: Iterable[str]) -> None:
+    """Lock streams until the transaction ends, in their one order; versions are taken of them later.
 
-    Transactions that stamp rows of several streams take them in the order of the streams' names,
-    so that two of them never wait for each other.
+    Lock rows of other tables before this, not after it: whoever stamps holds its rows already.
+
+    Raises:
+        RuntimeError: called outside a transaction.
+        StreamsOutOfOrder: one comes before a stream that is held already.
     """
+    for stream in sorted(set(streams)):
+        _take(stream)
+        if not Stream.objects.select_for_update().filter(name=stream).exists():
+            _create(stream)
+            Stream.objects.select_for_update().get(name=stream)
+
+
+def stamp(row: Versioned) -> int:
+    """Give a row the next version of its stream; the caller saves `version` in this transaction."""
     row.version = next_version(row.stream)
     return row.version
+
+
+# Django's own ways to insert what may be there take a shared lock on MySQL when it is; two that wait for
+# the same row would then keep each other from writing it.
+_CREATE = {
+    "mysql": "INSERT INTO cluster_stream (name, version, compacted) VALUES (%s, 0, 0) "
+    "ON DUPLICATE KEY UPDATE version = version",
+    "sqlite": "INSERT INTO cluster_stream (name, version, compacted) VALUES (%s, 0, 0) ON CONFLICT DO NOTHING",
+}
+
+
+def _create(stream: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_CREATE[connection.vendor], [stream])
+
+
+def _take(stream: str) -> None:
+    if not connection.in_atomic_block:
+        raise RuntimeError(f"a version of {stream} was taken outside a transaction")
+    blocks = [block for block in connection.atomic_blocks if not block._from_testcase]
+    held = _held.setdefault(blocks[0], set()) if blocks else set()
+    if stream not in held and any(stream < other for other in held):
+        others = ", ".join(sorted(other for other in held if stream < other))
+        if settings.TESTING:
+            raise StreamsOutOfOrder(
+                f"stream {stream} was taken after {others}: call versions.hold(…) with all of them first"
+            )
+        log.error("streams_out_of_order", stream=stream, held=others)
+    held.add(stream)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from apps.cluster import versions
 from apps.deployments import lifecycle
-from apps.deployments.models import Deployment
+from apps.deployments.models import Deployment, Topology
 from apps.projects.models import App, Project
 from apps.routing.models import FrontlineRoute
 from unkey import clock
@@ -35,9 +35,14 @@ def remove_routes(apps: Sequence[str]) -> bool:
 def stop_deployments(apps: Sequence[str]) -> bool:
     """Stop the apps' deployments in every region; those still under way fail."""
     rows = Deployment.objects.filter(app_id__in=apps, desired_state=Deployment.DesiredState.RUNNING)
-    found = list(rows.order_by("id").values_list("id", flat=True))
-    for deployment_id in found:
-        deployment = lifecycle.lock(deployment_id)
+    ids = list(rows.order_by("id").values_list("id", flat=True))
+    # All of them before the first version is taken: who waits for a deployment must not hold a stream
+    # that the deployment's holder needs. And every stream at once, since their regions may differ.
+    found = [lifecycle.lock(deployment_id) for deployment_id in ids]
+    regions = Topology.objects.filter(deployment_id__in=ids).values_list("region__name", flat=True)
+    if found:
+        versions.hold(["sentinels", *(f"topologies:{region}" for region in set(regions))])
+    for deployment in found:
         lifecycle.cancel_scheduled(deployment)
         lifecycle.fail(deployment, "unknown", "The app was deleted.")
         lifecycle.set_desired_state(deployment, Deployment.DesiredState.STOPPED)
