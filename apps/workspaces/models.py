@@ -25,6 +25,9 @@ class Workspace(Timestamped, Versioned):
     name = models.CharField(max_length=256)
     slug = models.SlugField(max_length=64, unique=True)
     enabled = models.BooleanField(default=True)
+    suspended_at = models.DateTimeField(
+        null=True, blank=True, help_text="since when nothing of it may be started: it has spent its cap"
+    )
 
     def __str__(self) -> str:
         return self.slug
