@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from apps.deployments.models import Deployment
 from apps.projects.models import App
+from apps.workspaces.models import Workspace
 from unkey import errors
 
 Status = Deployment.Status
@@ -59,6 +60,22 @@ def check_start(deployment: Deployment, app: App) -> None:
         raise errors.DeploymentNotStopped("The deployment is not stopped.")
     if is_production(deployment):
         raise errors.DeploymentIsProduction("Production deployments cannot be started.")
+
+
+def check_approve(deployment: Deployment) -> None:
+    """Raise unless the deployment waits for somebody to approve it."""
+    if deployment.status != Status.AWAITING_APPROVAL:
+        raise errors.PreconditionFailed(
+            f"The deployment is not awaiting approval: it is {deployment.status.replace('_', ' ')}."
+        )
+
+
+def check_workspace(workspace: Workspace) -> None:
+    """Raise when nothing of the workspace may be deployed, started, approved or switched to."""
+    if workspace.suspended_at is not None:
+        raise errors.PreconditionFailed(
+            "The workspace is suspended by its Compute spend cap. Raise the spend limit to resume."
+        )
 
 
 CHECKS: dict[str, Callable[[Deployment, App], None]] = {

@@ -11,7 +11,7 @@ from apps.deployments.models import Deployment, DeploymentStep, Instance, Schedu
 from apps.projects.models import App
 from apps.routing import services as routing
 from apps.routing.models import Sentinel
-from apps.workflows.engine import cancel, notify
+from apps.workflows.engine import WorkflowRun, cancel, notify
 from unkey import clock
 
 Status = Deployment.Status
@@ -19,6 +19,7 @@ State = Deployment.DesiredState
 
 STEPS = ("queued", "starting", "building", "deploying", "network", "finalizing")
 ERROR_MAX = 512
+SUPERSEDED = "superseded by newer commit"
 # What an owner is told when something of ours went wrong in a step.
 ACCIDENTS = {
     "queued": "Failed to read from database.",
@@ -142,8 +143,43 @@ def give_up(deployment: Deployment, status: Deployment.Status, message: str) -> 
     if deployment.status in Deployment.TERMINAL:
         _close_steps(deployment)
         return
-    _close_steps(deployment, message=message)
+    _close_steps(deployment, error=message)
     set_status(deployment, status)
+
+
+def supersede_older(deployment: Deployment) -> list[str]:
+    """End what of a new deployment's branch has not begun yet; return the ids.
+
+    The caller holds the app's row. What has a build slot and has begun is left to go on: under a rapid
+    fire of commits one of them has to get through.
+    """
+    if not deployment.git_branch:
+        return []
+    rows = Deployment.objects.unscoped("same environment").select_for_update()
+    older = rows.filter(
+        app_id=deployment.app_id,
+        environment_id=deployment.environment_id,
+        git_branch=deployment.git_branch,
+        status__in=(Status.PENDING, Status.AWAITING_APPROVAL),
+    ).exclude(pk=deployment.pk)
+    found = list(older.order_by("id"))
+    for row in found:
+        give_up(row, Status.SUPERSEDED, SUPERSEDED)
+        run = deploy_run(row.id)
+        if run is not None:
+            cancel(run.id)
+    return [row.id for row in found]
+
+
+def deploy_run(deployment_id: str) -> WorkflowRun | None:
+    """Return the run that deploys a deployment; None if it was never started or its history is gone."""
+    rows = WorkflowRun.objects.filter(service="deploy", idempotency_key=deploy_key(deployment_id))
+    return rows.first()
+
+
+def deploy_key(deployment_id: str) -> str:
+    """Return the idempotency key of a deployment's one deploy."""
+    return f"deploy:{deployment_id}"
 
 
 def _close_steps(deployment: Deployment, **said: str) -> None:

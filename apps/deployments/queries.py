@@ -4,13 +4,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Q
+from django.db.models import Count, Q, Sum
 
 from apps.builds import slots
 from apps.cluster.models import Agent
 from apps.cluster.queries import live_agents
 from apps.deployments.models import Deployment, DeploymentStep, Instance, Topology
+from apps.projects.models import App
+from apps.workflows.engine import WorkflowRun
+from apps.workflows.models import ACTIVE
 from unkey import errors
+
+Status = Deployment.Status
+ENDED_BADLY = (Status.FAILED, Status.SKIPPED, Status.STOPPED, Status.SUPERSEDED, Status.CANCELLED)
+# The step of each switch that moves the routes.
+SWITCHED_BY = {"rollback": "roll_back", "promote": "make_live"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +152,51 @@ def steps(of: Deployment) -> list[DeploymentStep]:
     return rows
 
 
+def newer_on_branch(than: Deployment) -> Deployment | None:
+    """Return the newest deployment of a deployment's branch that is later than it and active; or None."""
+    if not than.git_branch:
+        return None
+    rows = Deployment.objects.unscoped("same environment").filter(
+        environment_id=than.environment_id, git_branch=than.git_branch, created_at__gt=than.created_at
+    )
+    found: Deployment | None = rows.exclude(status__in=ENDED_BADLY).order_by("-created_at").first()
+    return found
+
+
+def pending_switch(app: App) -> WorkflowRun | None:
+    """Return the rollback or promote of an app that was accepted and has not moved the routes yet."""
+    runs = WorkflowRun.objects.filter(
+        service__in=SWITCHED_BY, state__in=ACTIVE, undo__isnull=True, input__app_id=app.id
+    ).order_by("arrival")
+    for run in runs:
+        if run.step_index <= run.step_names.index(SWITCHED_BY[run.service]):
+            return run
+    return None
+
+
+def last_request(of: Deployment) -> WorkflowRun | None:
+    """Return the newest rollback, promote or wake that was asked for a deployment; None if there is none."""
+    runs = WorkflowRun.objects.filter(
+        service__in=(*SWITCHED_BY, "wake"), key=f"project:{of.project_id}", input__deployment_id=of.id
+    )
+    return runs.order_by("-arrival").first()
+
+
 def instances(of: Deployment) -> list[Instance]:
     """Return a deployment's instances that are not gone, by region and name."""
     rows = Instance.objects.filter(deployment=of).exclude(status=Instance.Status.GONE)
     return list(rows.select_related("region").order_by("region__name", "name"))
+
+
+def instance_counts(deployment_ids: list[str]) -> dict[str, dict[str, int]]:
+    """Return how many instances deployments have, how many run, and their restarts; by deployment's id."""
+    rows = Instance.objects.filter(deployment__in=deployment_ids).exclude(status=Instance.Status.GONE)
+    counted = rows.values("deployment").annotate(
+        total=Count("id"),
+        running=Count("id", filter=Q(status=Instance.Status.RUNNING)),
+        restarts=Sum("restarts"),
+    )
+    return {row.pop("deployment"): row for row in counted}
 
 
 def agents(of: Deployment) -> list[Agent]:

@@ -1,4 +1,4 @@
-"""What people and agents ask of deployments: create, roll back, promote, stop, start, report."""
+"""What people and agents ask of deployments: create, approve, cancel, roll back, promote, stop, start, report."""
 
 from collections.abc import Iterable
 from typing import Any, NotRequired, TypedDict
@@ -11,7 +11,8 @@ from apps.cluster import versions
 from apps.cluster.models import Region
 from apps.deployments import gates, lifecycle, queries, workflows
 from apps.deployments.models import Deployment, Instance, Topology
-from apps.projects.models import Environment, EnvironmentRegion, EnvironmentVariable
+from apps.projects.models import App, Environment, EnvironmentRegion, EnvironmentVariable
+from apps.workflows.engine import cancel as cancel_run
 from apps.workflows.engine import notify, start
 from unkey import clock, errors, ids, snapshots
 from unkey.actors import Actor
@@ -22,6 +23,7 @@ Status = Deployment.Status
 State = Deployment.DesiredState
 Trigger = Deployment.Trigger
 
+CANCELLED_BY_USER = "Cancelled by user"
 MAX_IMAGE = 512  # characters of an image reference
 MAX_MESSAGE = 16_384  # characters of what an agent says about an instance
 
@@ -35,12 +37,13 @@ class GitSource(TypedDict, total=False):
 
 
 class InstanceReport(TypedDict):
-    """What an agent says of one instance: its own name of it, `host:port`, status and why."""
+    """What an agent says of one instance: its own name of it, `host:port`, status, why, and restarts."""
 
     name: str
     address: str
     status: str
     message: NotRequired[str]
+    restarts: NotRequired[int]
 
 
 def create_deployment(
@@ -49,6 +52,8 @@ def create_deployment(
     image: str | None = None,
     redeploy_of: Deployment | None = None,
     git: GitSource | None = None,
+    commit: GitSource | None = None,
+    needs_approval: bool = False,
     trigger: Deployment.Trigger = Trigger.API,
     actor: Actor,
 ) -> Deployment:
@@ -57,11 +62,16 @@ def create_deployment(
     Exactly one source is given. A redeploy takes the image of an older deployment of the same app,
     and what the environment says *now*: that is how a changed variable or policy gets live.
 
+    A commit on a branch ends the older deployments of that branch that have not begun yet. A redeploy
+    ends none: whoever asks for an older version once more has not made the newer one worthless.
+
     Args:
         environment: where to; in the workspace in scope.
         image: `snapshot@sha256:<64 hex>`, or what the runtime can pull.
         redeploy_of: the deployment whose image to take.
         git: the commit to build.
+        commit: the commit that the image was built from.
+        needs_approval: it is not started before somebody of the workspace approves of it.
         trigger: what asked for it.
         actor: who.
 
@@ -71,7 +81,8 @@ def create_deployment(
         SnapshotNotFound: the workspace has no such snapshot.
         DeploymentNotFound: the deployment belongs to another app.
         InvalidEnvironmentSettings: the environment cannot be deployed; the detail says all reasons.
-        PreconditionFailed: no repository is connected, or the older deployment has no image.
+        PreconditionFailed: no repository is connected, the older deployment has no image, or the
+            workspace is suspended.
     """
     if git is not None:
         _refuse_git(git)
@@ -93,7 +104,9 @@ def create_deployment(
         environment = Environment.objects.select_for_update().get(pk=environment.pk)
         if app.deleting_at or app.project.deleting_at:
             raise errors.AppNotFound("The requested app does not exist.")
+        gates.check_workspace(app.workspace)
         regions = _deployable(environment)
+        written = _written(commit, redeploy_of)
         variables = EnvironmentVariable.objects.filter(environment=environment).order_by("key")
         deployment = Deployment.objects.create(
             workspace_id=environment.workspace_id,
@@ -102,9 +115,9 @@ def create_deployment(
             environment=environment,
             trigger=trigger,
             image=image,
-            git_commit_sha=redeploy_of.git_commit_sha if redeploy_of else "",
-            git_branch=redeploy_of.git_branch if redeploy_of else "",
-            git_repository=redeploy_of.git_repository if redeploy_of else "",
+            git_commit_sha=written.get("commitSha", ""),
+            git_branch=written.get("branch", ""),
+            git_repository=written.get("repository", ""),
             settings=frozen_settings(environment),
             regions=[
                 {"region": row.region.name, "min": row.replicas_min, "max": row.replicas_max}
@@ -114,18 +127,84 @@ def create_deployment(
             policies=environment.policies,
         )
         lifecycle.begin_step(deployment, "queued")
+        superseded = lifecycle.supersede_older(deployment) if redeploy_of is None else []
         audit.record(
             "deployment.rebuild" if redeploy_of else "deployment.create",
             actor=actor,
             workspace_id=deployment.workspace_id,
             targets=[deployment, environment],
-            meta={"image": image} | ({"redeployOf": redeploy_of.id} if redeploy_of else {}),
+            meta={"image": image}
+            | ({"redeployOf": redeploy_of.id} if redeploy_of else {})
+            | ({"superseded": superseded} if superseded else {}),
         )
-        start(
-            workflows.Deploy,
-            {"project_id": deployment.project_id, "deployment_id": deployment.id},
-            idempotency_key=f"deploy:{deployment.id}",
-            workspace_id=deployment.workspace_id,
+        if needs_approval:
+            lifecycle.set_status(deployment, Status.AWAITING_APPROVAL)
+        else:
+            _start_deploy(deployment)
+    return deployment
+
+
+def redeploy(
+    earlier: Deployment, *, force: bool = False, trigger: Deployment.Trigger = Trigger.API, actor: Actor
+) -> Deployment:
+    """Deploy an earlier deployment's image once more to its environment, with today's settings.
+
+    Args:
+        earlier: whose image.
+        force: also when its branch has a newer deployment, whose names the new one then takes.
+
+    Raises:
+        PreconditionFailed: it never had an image, or a newer one of its branch would be overtaken.
+        Fault: as of `create_deployment`.
+    """
+    newer = queries.newer_on_branch(earlier)
+    if newer is not None and not force:
+        raise errors.PreconditionFailed(
+            f"Branch {earlier.git_branch} has a newer deployment, {newer.id}, which is {newer.status}. "
+            "Redeploy that one, or force this one."
+        )
+    return create_deployment(earlier.environment, redeploy_of=earlier, trigger=trigger, actor=actor)
+
+
+def approve(deployment: Deployment, *, actor: Actor) -> Deployment:
+    """Let a deployment that awaits approval begin.
+
+    Raises:
+        PreconditionFailed: it does not await approval, or the workspace is suspended.
+    """
+    with transaction.atomic():
+        app = lifecycle.lock_app(deployment.app_id)
+        deployment = lifecycle.lock(deployment.id)
+        gates.check_approve(deployment)
+        gates.check_workspace(app.workspace)
+        lifecycle.set_status(deployment, Status.PENDING)
+        audit.record(
+            "deployment.approve", actor=actor, workspace_id=deployment.workspace_id, targets=[deployment]
+        )
+        _start_deploy(deployment)
+    return deployment
+
+
+def cancel(deployment: Deployment, *, actor: Actor) -> Deployment:
+    """End a deployment that is not ready yet; what it has begun is taken back.
+
+    One that has ended stays as it is. One that is being woken goes back to sleep.
+    """
+    with transaction.atomic():
+        lifecycle.lock_app(deployment.app_id)
+        deployment = lifecycle.lock(deployment.id)
+        if deployment.status in Deployment.TERMINAL:
+            return deployment
+        if deployment.finished_at is None:
+            run = lifecycle.deploy_run(deployment.id)
+            lifecycle.give_up(deployment, Status.CANCELLED, CANCELLED_BY_USER)
+            if run is not None:
+                cancel_run(run.id)
+        else:
+            lifecycle.put_back(deployment, asleep=False)
+            notify(lifecycle.instances_topic(deployment.id))
+        audit.record(
+            "deployment.cancel", actor=actor, workspace_id=deployment.workspace_id, targets=[deployment]
         )
     return deployment
 
@@ -153,6 +232,7 @@ def rollback(target: Deployment, *, actor: Actor) -> None:
 
     Raises:
         Fault: a gate refuses, with one of the 412 codes of `gates.check_rollback`.
+        PreconditionFailed: somebody else's switch comes first, or the workspace is suspended.
     """
     _switch(target, workflows.Rollback, "rollback", actor)
 
@@ -162,6 +242,7 @@ def promote(target: Deployment, *, actor: Actor) -> None:
 
     Raises:
         Fault: a gate refuses, with one of the 412 codes of `gates.check_promote`.
+        PreconditionFailed: somebody else's switch comes first, or the workspace is suspended.
     """
     _switch(target, workflows.Promote, "promote", actor)
 
@@ -189,11 +270,13 @@ def start_again(deployment: Deployment, *, actor: Actor) -> Deployment:
 
     Raises:
         DeploymentNotStopped, DeploymentIsProduction: a gate refuses.
+        PreconditionFailed: the workspace is suspended.
     """
     with transaction.atomic():
         app = lifecycle.lock_app(deployment.app_id)
         deployment = lifecycle.lock(deployment.id)
         gates.check_start(deployment, app)
+        gates.check_workspace(app.workspace)
         lifecycle.cancel_scheduled(deployment)
         asleep = deployment.asleep_since is not None
         lifecycle.wake(deployment)
@@ -211,11 +294,14 @@ def start_again(deployment: Deployment, *, actor: Actor) -> Deployment:
 
 def report_instances(
     deployment_id: str, region: str, instances: Iterable[InstanceReport], agent_id: str
-) -> None:
+) -> int:
     """Take an agent's complete list of a deployment's instances in its region.
 
     Rows that the list lacks become `gone`. Only what edges can see (a new instance, another status
     or address) takes a version; who waits for the deployment is woken by any change.
+
+    Returns:
+        The version of the stream `instances` from which on edges know of all this.
 
     Args:
         deployment_id: whose instances.
@@ -246,21 +332,27 @@ def report_instances(
             report = reports[name]
             row = known.get(name) or Instance(deployment=deployment, region=place, name=name, status="")
             changed |= _update_instance(
-                row, report["status"], report["address"], report.get("message", "")[:MAX_MESSAGE]
+                row,
+                report["status"],
+                report["address"],
+                report.get("message", "")[:MAX_MESSAGE],
+                report.get("restarts", 0),
             )
+            known[name] = row
         for name in sorted(known.keys() - reports.keys()):
             row = known[name]
-            changed |= _update_instance(row, Instance.Status.GONE, row.address, row.message)
+            changed |= _update_instance(row, Instance.Status.GONE, row.address, row.message, row.restarts)
         if changed:
             lifecycle.settle(deployment)
             notify(lifecycle.instances_topic(deployment_id))
+    return max((row.version for row in known.values()), default=0)
 
 
-def _update_instance(row: Instance, status: str, address: str, message: str) -> bool:
+def _update_instance(row: Instance, status: str, address: str, message: str, restarts: int) -> bool:
     visible = (row.status, row.address) != (status, address)
-    if not visible and row.message == message:
+    if not visible and (row.message, row.restarts) == (message, restarts):
         return False
-    row.status, row.address, row.message = status, address, message
+    row.status, row.address, row.message, row.restarts = status, address, message, restarts
     row.updated_at = clock.now()
     if visible:
         versions.stamp(row)
@@ -287,6 +379,8 @@ def _switch(
         app = lifecycle.lock_app(target.app_id)
         target = lifecycle.lock(target.id)
         gates.CHECKS[verb](target, app)
+        gates.check_workspace(app.workspace)
+        _check_no_other_switch(app)
         # A pending stop must not overtake the switch that has just been accepted.
         lifecycle.cancel_scheduled(target)
         start(
@@ -302,6 +396,36 @@ def _switch(
             idempotency_key=ids.new(verb),
             workspace_id=target.workspace_id,
         )
+
+
+def _check_no_other_switch(app: App) -> None:
+    """Refuse while another rollback or promote of the app has been accepted but has not happened."""
+    other = queries.pending_switch(app)
+    if other is not None:
+        raise errors.PreconditionFailed(
+            f"A {other.service} to {other.input['deployment_id']} was asked for before and has not happened "
+            "yet. Look at what it does, and decide again."
+        )
+
+
+def _start_deploy(deployment: Deployment) -> None:
+    start(
+        workflows.Deploy,
+        {"project_id": deployment.project_id, "deployment_id": deployment.id},
+        idempotency_key=lifecycle.deploy_key(deployment.id),
+        workspace_id=deployment.workspace_id,
+    )
+
+
+def _written(commit: GitSource | None, redeploy_of: Deployment | None) -> GitSource:
+    """Return the commit that a new deployment says it comes from."""
+    if redeploy_of is not None:
+        return {
+            "commitSha": redeploy_of.git_commit_sha,
+            "branch": redeploy_of.git_branch,
+            "repository": redeploy_of.git_repository,
+        }
+    return commit or {}
 
 
 def _refuse_git(git: GitSource) -> None:

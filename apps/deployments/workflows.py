@@ -39,7 +39,6 @@ LAST_LINES = 20
 PROJECT = "project"
 # Failures whose message is for the owner; every other one is an accident of ours.
 TOLD = lifecycle.ERROR_CODES | {"instances_failed", "timeout", "build_slot_timeout"}
-ENDED_BADLY = (Status.FAILED, Status.SKIPPED, Status.STOPPED, Status.SUPERSEDED, Status.CANCELLED)
 
 
 def actor_input(actor: Actor) -> dict[str, str]:
@@ -54,9 +53,11 @@ def actor_input(actor: Actor) -> dict[str, str]:
 def check_superseded(run: Run) -> JSON:
     """Skip a commit that a newer one of its branch has overtaken."""
     deployment = _alive(run)
-    newer = _newer(deployment).filter(git_branch=deployment.git_branch).exclude(status__in=ENDED_BADLY)
+    newer = (
+        _newer(deployment).filter(git_branch=deployment.git_branch).exclude(status__in=queries.ENDED_BADLY)
+    )
     if deployment.git_branch and newer.exists():
-        raise Terminal(Status.SUPERSEDED, "superseded by newer commit")
+        raise Terminal(Status.SUPERSEDED, lifecycle.SUPERSEDED)
     return None
 
 
@@ -371,6 +372,8 @@ def put_target_back(run: Run) -> JSON:
 def wait_for_target(run: Run) -> "JSON | Wait":
     """Wait until the target is healthy; it is at once unless it was on standby."""
     target = _deployment(run)
+    if target.desired_state != State.RUNNING:
+        raise Terminal("cancelled", "The deployment was stopped again before it was awake.")
     found = queries.readiness(target.id)
     if found.ready:
         return None
@@ -637,6 +640,8 @@ def _target(run: Run) -> tuple[App, Deployment]:
                 "Another deployment became the current one meanwhile. Look at it and decide again."
             )
         gates.CHECKS[run.service](target, app)
+        if woken and target.desired_state != State.RUNNING:
+            raise errors.PreconditionFailed("The deployment was stopped again before it was awake.")
     except errors.Fault as fault:
         raise Terminal(fault.kind.code.rpartition(":")[2], fault.detail) from fault
     return app, target

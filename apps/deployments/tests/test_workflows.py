@@ -310,14 +310,27 @@ def test_a_target_that_does_not_wake_up_goes_back_to_standby_and_live_stays(plat
 def test_of_two_operators_one_wins_and_the_other_is_told_why(platform: Platform) -> None:
     first, second, third = platform.deploy(), platform.deploy(), platform.deploy()
     platform.tenant("deployments.rollbackDeployment", {"deploymentId": second})
-    platform.tenant("deployments.rollbackDeployment", {"deploymentId": first})
+    error = platform.tenant.refused("deployments.rollbackDeployment", {"deploymentId": first}, 412)
+    assert error["detail"] == (
+        f"A rollback to {second} was asked for before and has not happened yet. "
+        "Look at what it does, and decide again."
+    )
     drain()
     assert platform.routes()["shop"] == second
-    lost = WorkflowRun.objects.get(service="rollback", state="failed")
-    assert lost.input["deployment_id"] == first
-    assert lost.error_code == "precondition_failed"
-    assert "Another deployment became the current one" in lost.error_message
     assert platform.get(third)["status"] == "ready"
+    platform.rollback(first)
+    assert platform.routes()["shop"] == first
+
+
+def test_a_rollback_that_a_new_live_deployment_overtakes_says_so(platform: Platform) -> None:
+    first, second = platform.deploy(), platform.deploy()
+    platform.tenant("deployments.rollbackDeployment", {"deploymentId": first})
+    App.objects.unscoped("test").update(current_deployment=platform.row(first))
+    drain()
+    lost = WorkflowRun.objects.get(service="rollback")
+    assert (lost.state, lost.error_code) == ("failed", "precondition_failed")
+    assert "Another deployment became the current one" in lost.error_message
+    assert platform.routes()["shop"] == second
 
 
 def test_an_older_deployment_that_was_slow_never_overtakes_a_newer_one(platform: Platform) -> None:
@@ -354,7 +367,7 @@ def test_a_commit_with_a_newer_one_on_its_branch_is_superseded(platform: Platfor
     assert platform.routes()["shop-git-main"] == newer
     assert platform.routes()[f"shop-git-{'b' * 7}"] == newer
     steps = platform.tenant("deployments.listSteps", {"deploymentId": older})["steps"]
-    assert [(step["step"], step["message"]) for step in steps] == [("queued", "superseded by newer commit")]
+    assert [(step["step"], step["error"]) for step in steps] == [("queued", "superseded by newer commit")]
 
 
 def test_nothing_is_retired_before_every_live_edge_has_the_new_routes(platform: Platform) -> None:
