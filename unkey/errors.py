@@ -94,7 +94,6 @@ RequestHeadersTooLarge = _fault(
     "user:bad_request:request_headers_too_large", 431, "Request Header Fields Too Large"
 )
 LoginRateLimited = _fault("user:too_many_requests:login_rate_limited", 429, "Too Many Requests")
-NotAcceptable = _fault("user:bad_request:not_acceptable", 406, "Not Acceptable")
 UnsupportedMediaType = _fault("user:bad_request:unsupported_media_type", 415, "Unsupported Media Type")
 RouteNotFound = _fault("user:bad_request:route_not_found", 404, "Not Found")
 MethodNotAllowed = _fault("user:bad_request:method_not_allowed", 405, "Method Not Allowed")
@@ -159,6 +158,7 @@ ServiceUnavailable = _fault("unkey:application:service_unavailable", 500, "Inter
 ConfigNotFound = _fault("frontline:routing:config_not_found", 404, "Not Found")
 NoRunningInstances = _fault("frontline:capacity:no_running_instances", 503, "Service Unavailable")
 DeploymentOffline = _fault("frontline:capacity:deployment_offline", 503, "Service Unavailable")
+DeploymentWaking = _fault("frontline:capacity:deployment_waking", 503, "Service Unavailable")
 FrontlineInternalError = _fault("frontline:platform:internal_server_error", 500, "Internal Server Error")
 ConfigLoadFailed = _fault("frontline:platform:config_load_failed", 500, "Internal Server Error")
 KeyLookupUnavailable = _fault("frontline:platform:key_lookup_unavailable", 503, "Service Unavailable")

@@ -7,4 +7,5 @@ urlpatterns = [
     path("", include("unkey.health")),
     path("internal/", include("apps.cluster.api")),
     path("admin/", admin.site.urls),
+    path("", include("apps.console.rest.urls")),
 ]

@@ -112,7 +112,7 @@ class Rpc:
                 if route.permission is not None and not route.permission.placeholders:
                     call.authorize()
                 if isinstance(route.request, Archive):
-                    upload = call.upload = _receive(request, route.request.limit())
+                    upload = call.upload = receive(request, route.request.limit())
                 _note(call, request)
                 answer = _handled(route, call)
             if not (route.public or call.authorized):
@@ -231,7 +231,7 @@ def _read(request: HttpRequest, limit: int) -> bytes:
     return raw
 
 
-def _receive(request: HttpRequest, limit: int) -> Path:
+def receive(request: HttpRequest, limit: int) -> Path:
     """Stream a body to a temporary file; the caller removes it."""
     _announced(request, limit)
     source = _source(request)

@@ -323,7 +323,7 @@ def test_an_archive_is_streamed_to_a_file_of_the_calls_own(
 def test_an_archive_is_not_read_for_somebody_who_may_not_send_it(
     tenant: Tenant, received: list[tuple[Path, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "_receive", lambda *_: pytest.fail("the body was read"))
+    monkeypatch.setattr(pipeline, "receive", lambda *_: pytest.fail("the body was read"))
     nobody = tenant.holding()
     for key, status in ((nobody.root_key, 403), ("unkey_nobody", 401)):
         response = post(

@@ -1,0 +1,55 @@
+"""Logging in: how often it may be tried.
+
+Counted in the database, so that it holds for all processes together. An attempt is written before the
+password is looked at and removed when it was right: many at once cannot slip through.
+"""
+
+import hashlib
+from datetime import timedelta
+
+from django.contrib.auth import authenticate
+from django.contrib.auth.models import User
+from django.db.models import Q
+
+from apps.console.models import LoginAttempt
+from unkey import clock, errors
+
+WINDOW = timedelta(minutes=5)
+PER_NAME = 10
+PER_ADDRESS = 30
+
+
+def log_in(username: str, password: str, *, remote_ip: str) -> User:
+    """Return the active account that a name and a password belong to.
+
+    Raises:
+        LoginRateLimited: too many attempts failed for the name or from the address; with `Retry-After`.
+        InvalidCredentials: they do not.
+    """
+    name_hash = hashlib.sha256(username.encode()).hexdigest()
+    attempt = LoginAttempt.objects.create(name_hash=name_hash, remote_ip=remote_ip)
+    recent = LoginAttempt.objects.filter(at__gt=clock.now() - WINDOW).exclude(pk=attempt.pk)
+    tried = recent.filter(Q(name_hash=name_hash) | Q(remote_ip=remote_ip))
+    by_name = by_address = 0
+    for name, address in tried.values_list("name_hash", "remote_ip"):
+        by_name += name == name_hash
+        by_address += address == remote_ip
+    if by_name >= PER_NAME or by_address >= PER_ADDRESS:
+        # Not counted itself: whoever keeps knocking is let in again when the window has passed.
+        attempt.delete()
+        seconds = int(WINDOW.total_seconds())
+        raise errors.LoginRateLimited(
+            f"Too many attempts to log in. Wait {seconds // 60} minutes and try again.",
+            headers={"Retry-After": str(seconds)},
+        )
+    user = authenticate(username=username, password=password)
+    if not isinstance(user, User):
+        raise errors.InvalidCredentials("The user name or the password is wrong.")
+    attempt.delete()
+    return user
+
+
+def prune() -> int:
+    """Forget attempts that count no longer; return how many there were."""
+    deleted, _ = LoginAttempt.objects.filter(at__lt=clock.now() - WINDOW).delete()
+    return deleted

@@ -1,0 +1,66 @@
+"""Addresses of the dashboard REST. Everything in a workspace is below `/api/workspaces/<workspace>/`."""
+
+from django.urls import URLPattern, include, path, re_path
+from drf_spectacular.views import SpectacularSwaggerView
+
+from apps.console.rest import deployments, document, people, platform, problems, projects
+from apps.console.rest.access import WorkspaceView
+
+_ENVIRONMENT = "projects/<str:project>/apps/<str:app>/environments/<str:environment>"
+
+
+def _workspace(tail: str, view: type[WorkspaceView]) -> URLPattern:
+    return path(f"workspaces/<str:workspace>/{tail}", view.as_view())
+
+
+api = [
+    path("session", people.Session.as_view()),
+    path("me", people.Me.as_view()),
+    path("workspaces", people.Workspaces.as_view()),
+    path("workspaces/<str:workspace>", people.WorkspaceDetail.as_view()),
+    _workspace("members", people.Members),
+    _workspace("members/<str:member>", people.Member),
+    _workspace("tokens", people.Tokens),
+    _workspace("tokens/<str:token>", people.Token),
+    _workspace("projects", projects.Projects),
+    _workspace("projects/<str:project>", projects.Project),
+    _workspace("projects/<str:project>/apps", projects.Apps),
+    _workspace("projects/<str:project>/apps/<str:app>", projects.AppDetail),
+    _workspace("projects/<str:project>/apps/<str:app>/environments", projects.Environments),
+    _workspace(_ENVIRONMENT, projects.EnvironmentDetail),
+    _workspace(f"{_ENVIRONMENT}/settings", projects.Settings),
+    _workspace(f"{_ENVIRONMENT}/variables", projects.Variables),
+    _workspace(f"{_ENVIRONMENT}/variables/<str:key>", projects.Variable),
+    _workspace(f"{_ENVIRONMENT}/variables/<str:key>/reveal", projects.Reveal),
+    _workspace(f"{_ENVIRONMENT}/policies", projects.Policies),
+    _workspace(f"{_ENVIRONMENT}/policies/<str:policy>", projects.Policy),
+    _workspace("snapshots", deployments.Snapshots),
+    _workspace("deployments", deployments.Deployments),
+    _workspace("deployments/<str:deployment>", deployments.DeploymentDetail),
+    _workspace("deployments/<str:deployment>/steps", deployments.Steps),
+    _workspace("deployments/<str:deployment>/instances", deployments.Instances),
+    _workspace("deployments/<str:deployment>/topologies", deployments.Topologies),
+    _workspace("deployments/<str:deployment>/logs", deployments.Logs),
+    _workspace("deployments/<str:deployment>/promote", deployments.Promote),
+    _workspace("deployments/<str:deployment>/rollback", deployments.Rollback),
+    _workspace("deployments/<str:deployment>/stop", deployments.Stop),
+    _workspace("deployments/<str:deployment>/start", deployments.Start),
+    _workspace("deployments/<str:deployment>/redeploy", deployments.Redeploy),
+    _workspace("routes", platform.Routes),
+    _workspace("regions", platform.Regions),
+    _workspace("build-queue", platform.BuildQueue),
+    _workspace("runs", platform.Runs),
+    _workspace("runs/<str:run>", platform.RunDetail),
+    _workspace("limits", platform.LimitsAndUsage),
+    _workspace("audit", platform.Audit),
+]
+
+urlpatterns = [
+    path("api/", include(api)),
+    path("api/openapi.json", document.openapi, name="openapi"),
+    path(
+        "api/docs",
+        SpectacularSwaggerView.as_view(url_name="openapi", authentication_classes=[], permission_classes=[]),
+    ),
+    re_path(r"^api(?:/.*)?$", problems.nothing_here),
+]
