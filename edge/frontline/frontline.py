@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from edge.frontline.lookup import Lookup
+from edge.frontline.waking import Ask, Doze, Waker
 from edge.http.proxy import forward
 from edge.http.request import Request
 from edge.http.upstream import Pool
 from edge.sentinel.decision import Allow, Decision, Refuse
 from edge.sentinel.engine import Engine, compile_policies
 from edge.sentinel.keyauth import Verify
-from edge.store.records import Route
 from edge.verify.limiter import Limiter
 from unkey.errors import (
     ConfigNotFound,
@@ -32,17 +32,28 @@ log = logging.getLogger(__name__)
 _ACME = b"/.well-known/acme-challenge/"
 _HEALTH = b"/_unkey/internal/health"
 _REMEMBERED = 20_000
+_AWAKE = Doze.AWAKE
+_ANSWERING = ("running", "standby", "waking")
 
 
 class Gate:
     """What stands before one deployment: its compiled policies and where its instances are."""
 
-    __slots__ = ("addresses", "engine", "refusal")
+    __slots__ = ("addresses", "deployment_id", "doze", "engine", "refusal")
 
-    def __init__(self, engine: Engine, addresses: tuple[str, ...], refusal: Fault | None) -> None:
+    def __init__(
+        self,
+        deployment_id: str,
+        engine: Engine,
+        addresses: tuple[str, ...],
+        refusal: Fault | None,
+        doze: Doze,
+    ) -> None:
+        self.deployment_id = deployment_id
         self.engine = engine
         self.addresses = addresses
         self.refusal = refusal
+        self.doze = doze
 
 
 class Frontline:
@@ -56,6 +67,13 @@ class Frontline:
         edge_id: told to apps and clients.
         region: told to apps and clients; instances elsewhere are not reached from here.
         redirect_port: answer plain HTTP by a redirect to HTTPS on this port; None: serve it.
+        wake: asks the control plane to wake a sleeping deployment; None: nobody does.
+        hold_seconds: how long a request for one is held.
+        hold_most: how many such requests are held at once.
+
+    Attributes:
+        used: deployments that requests were sent to; whoever reports them empties it.
+        waker: holds requests for sleeping deployments.
     """
 
     def __init__(
@@ -68,7 +86,11 @@ class Frontline:
         edge_id: str,
         region: str,
         redirect_port: int | None = None,
+        wake: Ask | None = None,
+        hold_seconds: float = 30,
+        hold_most: int = 500,
     ) -> None:
+        self.used: set[str] = set()
         self.refusals: dict[str, int] = {}
         self.forwarded = 0
         self._store = store
@@ -80,6 +102,15 @@ class Frontline:
         self._lines = f"X-Unkey-Frontline-Id: {edge_id}\r\nX-Unkey-Region: {region}\r\n".encode()
         self._gates: dict[str, Gate] = {}
         self._deciding: set[asyncio.Task[None]] = set()
+        self.waker = Waker(
+            self._doze,
+            store.sentinel,
+            wake,
+            use=self._forward_woken,
+            refuse=self._refuse,
+            seconds=hold_seconds,
+            most=hold_most,
+        )
         store.on_change(self._changed)
 
     def handle(self, request: Request) -> None:
@@ -95,7 +126,7 @@ class Frontline:
         route = self._store.route(request.host)
         if route is None or route.deleted:
             return self._refuse(request, ConfigNotFound(f"No app answers to {request.host}."))
-        gate = self._gates.get(route.deployment_id) or self._gate(route)
+        gate = self._gates.get(route.deployment_id) or self._gate(route.deployment_id)
         if gate.refusal is not None:
             return self._refuse(request, gate.refusal)
         decision = gate.engine.decide(request)
@@ -119,10 +150,13 @@ class Frontline:
             log.exception("a request could not be decided", extra={"request_id": request.id})
             self._refuse(request, FrontlineInternalError("The edge failed to handle this request."))
 
-    def _forward(self, request: Request, gate: Gate, decision: Allow) -> None:
+    def _forward(self, request: Request, gate: Gate, decision: Allow, response_lines: bytes = b"") -> None:
         if request.connection.request is not request:
             return  # the client left while its key was read
+        if gate.doze is not _AWAKE:
+            return self.waker.hold(request, gate.deployment_id, decision)
         self.forwarded += 1
+        self.used.add(gate.deployment_id)
         id_line = b"X-Unkey-Request-Id: %b\r\n" % request.id.encode()
         lines = self._lines + id_line
         forward(
@@ -130,9 +164,16 @@ class Frontline:
             self._pool,
             self._pool.order(gate.addresses),
             request_lines=lines + decision.request_lines,
-            response_lines=lines + decision.response_lines,
+            response_lines=lines + response_lines + decision.response_lines,
             refuse=self._refuse,
         )
+
+    def _forward_woken(self, request: Request, deployment_id: str, decision: Allow, lines: bytes) -> None:
+        """Send a request on that was held until its deployment was awake."""
+        gate = self._gates.get(deployment_id) or self._gate(deployment_id)
+        if gate.refusal is not None:
+            return self._refuse(request, gate.refusal)
+        self._forward(request, gate, decision, lines)
 
     def _refuse(self, request: Request, fault: Fault, lines: bytes = b"") -> None:
         code = fault.kind.code
@@ -144,11 +185,10 @@ class Frontline:
         location = b"https://%b%b%b" % (request.host.encode(), port.encode(), request.target)
         request.respond(308, b"location: %b\r\n" % location, b"")
 
-    def _gate(self, route: Route) -> Gate:
+    def _gate(self, deployment_id: str) -> Gate:
         """Put together what stands before a deployment, and remember it until something changes."""
         if len(self._gates) >= _REMEMBERED:
             self._gates.clear()
-        deployment_id = route.deployment_id
         sentinel = self._store.sentinel(deployment_id)
         addresses = tuple(
             instance.address
@@ -157,26 +197,37 @@ class Frontline:
         )
         engine = Engine(())
         refusal: Fault | None = None
+        doze = Doze.AWAKE
         if sentinel is None:
             # Without its policies a deployment must not be reachable at all.
             refusal = NoRunningInstances("The deployment is not known here yet; try again in a moment.")
-        elif sentinel.desired_state != "running":
+            doze = Doze.STOPPED
+        elif sentinel.desired_state not in _ANSWERING:
             refusal = DeploymentOffline("The deployment is stopped.")
+            doze = Doze.STOPPED
         elif sentinel.upstream_protocol != "http1":
             refusal = InvalidConfiguration(f"This edge cannot speak {sentinel.upstream_protocol} to the app.")
+        elif sentinel.desired_state == "standby":
+            doze = Doze.ASLEEP
         elif not addresses:
-            refusal = NoRunningInstances("The app has no running instance.")
-        else:
+            doze = Doze.WAKING
+            if sentinel.desired_state == "running":
+                refusal = NoRunningInstances("The app has no running instance.")
+        if sentinel is not None and refusal is None:
             engine = compile_policies(
                 sentinel.policies,
                 workspace_id=sentinel.workspace_id,
                 verifier=self._verifier,
                 limiter=self._limiter,
             )
-        gate = self._gates[deployment_id] = Gate(engine, addresses, refusal)
+        gate = self._gates[deployment_id] = Gate(deployment_id, engine, addresses, refusal, doze)
         return gate
+
+    def _doze(self, deployment_id: str) -> Doze:
+        return (self._gates.get(deployment_id) or self._gate(deployment_id)).doze
 
     def _changed(self, stream: str, records: Sequence[Any]) -> None:
         if stream in ("sentinels", "instances"):
             for record in records:
                 self._gates.pop(record.deployment_id, None)
+                self.waker.changed(record.deployment_id)

@@ -9,6 +9,7 @@ import structlog
 from edge.frontline.api import Api
 from edge.frontline.frontline import Frontline
 from edge.frontline.operations import Operations
+from edge.frontline.waking import ControlPlane
 from edge.http.limits import Limits
 from edge.http.request import Request
 from edge.http.server import LATENCY_BUCKETS, Handler, Quick, Refuse, Server
@@ -44,11 +45,13 @@ class Edge:
         self._ports: list[tuple[Server, str]] = []
         self._certificates = Certificates(self.store.certificate, env.DEFAULT_DOMAIN)
         self._frontline: Frontline | None = None
+        self._control_plane: ControlPlane | None = None
         self._add("metrics", "EDGE_METRICS_PORT", Operations(self.registry, self._is_ready).handle)
         if env.EDGE_ROLE in ("all", "api"):
             api = Api(self.verifier, self.pool, env.web_url)
             self._add("api", "EDGE_API_PORT", api.handle, quick=api.quick, refuse=api.refuse)
         if env.EDGE_ROLE in ("all", "frontline"):
+            self._control_plane = ControlPlane(env.web_url, env.secret("AGENT_TOKEN"), env.EDGE_ID)
             frontline = self._frontline = Frontline(
                 self.store,
                 self.verifier,
@@ -57,7 +60,11 @@ class Edge:
                 edge_id=env.EDGE_ID,
                 region=env.REGION,
                 redirect_port=env.EDGE_HTTPS_PORT if env.EDGE_HTTPS_REDIRECT else None,
+                wake=self._control_plane.wake,
+                hold_seconds=env.EDGE_WAKE_SECONDS,
+                hold_most=env.EDGE_WAKE_REQUESTS,
             )
+            self.store.report_use_of(frontline.used, self._addresses_in_use)
             self._add("http", "EDGE_HTTP_PORT", frontline.handle)
             self._add("https", "EDGE_HTTPS_PORT", frontline.handle, tls=True)
         self._measure()
@@ -111,8 +118,14 @@ class Edge:
         await asyncio.gather(*(server.stop() for server in others))
         await health.stop()
         self.pool.stop()
+        if self._control_plane is not None:
+            await self._control_plane.close()
         await self.store.stop()
         log.info("edge.stopped")
+
+    def _addresses_in_use(self) -> set[str]:
+        """Return the instances that requests, or tunnels that began as requests, are open to."""
+        return {address for address, endpoint in self.pool.endpoints.items() if endpoint.outstanding}
 
     # -- metrics
 
@@ -131,6 +144,12 @@ class Edge:
             "counter",
             "Requests that the gateway refused, by code.",
             lambda: self._by_label("unkey_frontline_refusals_total", "code", self._refusals()),
+        )
+        add(
+            "unkey_frontline_held_total",
+            "counter",
+            "Requests for sleeping deployments, by what became of them.",
+            lambda: self._by_label("unkey_frontline_held_total", "outcome", self._outcomes()),
         )
         add(
             "unkey_edge_store_events_total",
@@ -190,6 +209,9 @@ class Edge:
 
     def _refusals(self) -> dict[str, int]:
         return self._frontline.refusals if self._frontline is not None else {}
+
+    def _outcomes(self) -> dict[str, int]:
+        return self._frontline.waker.outcomes if self._frontline is not None else {}
 
     @staticmethod
     def _by_label(name: str, label: str, counts: dict[str, int]) -> list[Sample]:

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Any
 
 import structlog
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import F, Model, Q
 
 from apps.certs.models import Certificate as CertificateRow
@@ -467,8 +467,26 @@ def beat(edge_id: str, region: str, role: str, applied: dict[str, int], started_
     """Tell the cluster that this edge lives and what it has applied."""
     now = clock.now()
     values = {"region_name": region, "role": role, "applied": applied, "last_seen_at": now}
-    if not Edge.objects.filter(pk=edge_id).update(**values, started_at=started_at):
+    edges = Edge.objects.filter(pk=edge_id)
+    if edges.filter(started_at=started_at).update(**values):
+        return
+    # One of this name did not sign off: what it had counted and not told is lost.
+    if not edges.update(**values, started_at=started_at, count_lost_at=now):
         Edge.objects.create(id=edge_id, **values, started_at=started_at)
+
+
+def report_use(edge_id: str, until: Any, deployments: list[str]) -> None:
+    """Tell which deployments had requests, and that there were no others.
+
+    Args:
+        until: up to when.
+        deployments: those that had requests since this was last told.
+    """
+    with transaction.atomic():
+        for start in range(0, len(deployments), PAGE):
+            rows = SentinelRow.objects.filter(pk__in=deployments[start : start + PAGE])
+            rows.filter(Q(last_request_at=None) | Q(last_request_at__lt=until)).update(last_request_at=until)
+        Edge.objects.filter(pk=edge_id).update(counted_at=until)
 
 
 def sign_off(edge_id: str) -> None:

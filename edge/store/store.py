@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -55,6 +55,7 @@ BEAT_SECONDS = 2.0
 ABSENT_SECONDS = 5.0
 SNAPSHOT_SECONDS = 0.5
 REPORT_SECONDS = 1.0
+USE_SECONDS = 30.0
 TICK_SECONDS = 30.0
 _LONGEST_PAUSE = 1.0
 _AFTER_FAULT_SECONDS = 0.1
@@ -119,6 +120,10 @@ class Store:
         self._ledger: Ledger | None = None
         self._wallet: Wallet | None = None
         self._first_contact = True
+        self._used: set[str] = set()
+        self._in_use: Callable[[], Iterable[str]] = tuple
+        self._use_seconds = min(USE_SECONDS, env.PREVIEW_IDLE_SECONDS / 4)
+        self._use_told_at = -USE_SECONDS
 
     # Look-ups
 
@@ -182,6 +187,15 @@ class Store:
     def on_tick(self, callback: Callable[[], object]) -> None:
         """Call `callback()` in the event loop every half minute."""
         self._ticks.append(callback)
+
+    def report_use_of(self, used: set[str], in_use: Callable[[], Iterable[str]]) -> None:
+        """Tell the cluster from now on which deployments are used, twice a minute.
+
+        Args:
+            used: deployments that had requests; emptied when they have been told.
+            in_use: returns the addresses of instances that a request is open to.
+        """
+        self._used, self._in_use = used, in_use
 
     async def fetch_key(self, digest: str) -> KeyRecord | None:
         """Read a never-seen key from the database; concurrent callers share one read.
@@ -250,6 +264,7 @@ class Store:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
             await self.wallet.close()
+            await self._tell_use()
             await self._ask(partial(_feed_call, "sign_off", self.edge_id))
         except DatabaseGone as error:
             log.warning("edge.stopped_without_database", error=str(error))
@@ -309,6 +324,7 @@ class Store:
                     told = dict(self.applied)
                     if await self._beat(told):
                         beaten, beaten_at = told, now
+                        await self._tell_use_in_time(now)
             except DatabaseGone as error:
                 self._lost(error)
                 pause = min(max(pause * 2, 0.1), _LONGEST_PAUSE)
@@ -327,6 +343,35 @@ class Store:
             self.counters["beats_failed"] += 1
             return False
         return True
+
+    async def _tell_use_in_time(self, now: float) -> None:
+        if now - self._use_told_at < self._use_seconds:
+            return
+        try:
+            await self._tell_use()
+        except DatabaseGone as error:
+            log.warning("edge.use_not_told", error=str(error))
+            self.counters["use_reports_failed"] += 1
+        else:
+            self._use_told_at = now
+
+    async def _tell_use(self) -> None:
+        """Tell which deployments had requests since this was last told, or have one still.
+
+        Raises:
+            DatabaseGone: it will be told later.
+        """
+        busy = set(self._in_use())
+        used = set(self._used)
+        if busy:
+            running = self._state.running.items()
+            used.update(name for name, there in running if any(each.address in busy for each in there))
+        self._used.clear()
+        try:
+            await self._ask(partial(_feed_call, "report_use", self.edge_id, clock.now(), sorted(used)))
+        except BaseException:
+            self._used.update(used)
+            raise
 
     async def _poll(self) -> None:
         heads = await self._ask(partial(_feed_call, "heads"))
