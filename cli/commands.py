@@ -68,13 +68,15 @@ def ps(client: Client, options: argparse.Namespace, terminal: Terminal) -> int:
         terminal.line("nothing has been deployed yet")
     else:
         terminal.table(
-            ("", "deployment", "status", "environment", "image", "created"),
+            ("", "deployment", "status", "environment", "instances", "restarts", "image", "created"),
             [
                 (
                     "●" if row["isCurrent"] else "",
                     row["id"],
                     row["status"],
                     row["environment"],
+                    _running(row.get("instances")),
+                    str(row.get("instances", {}).get("restarts", "")),
                     row.get("docker", {}).get("image", "")[:28],
                     ago(row["createdAt"]),
                 )
@@ -83,6 +85,10 @@ def ps(client: Client, options: argparse.Namespace, terminal: Terminal) -> int:
         )
     terminal.document(rows)
     return OK
+
+
+def _running(instances: dict[str, Any] | None) -> str:
+    return f"{instances['running']}/{instances['total']}" if instances else ""
 
 
 def logs(client: Client, options: argparse.Namespace, terminal: Terminal) -> int:

@@ -15,6 +15,7 @@ from django.views.decorators.csrf import csrf_exempt
 
 from apps.builds.models import Snapshot
 from apps.cluster import services
+from apps.cluster.queries import edges_applied
 from apps.deployments import services as deployments
 from apps.deployments import standby
 from apps.deployments.models import Topology
@@ -45,6 +46,7 @@ class InstanceState(msgspec.Struct):
     address: Annotated[str, msgspec.Meta(max_length=255)]
     status: Annotated[str, msgspec.Meta(pattern="^(pending|running|failed|draining)$")]
     message: str = ""
+    restarts: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] = 0
 
 
 class InstancesReport(msgspec.Struct):
@@ -54,6 +56,12 @@ class InstancesReport(msgspec.Struct):
     region: Name
     deployment_id: Name = msgspec.field(name="deploymentId")
     instances: list[InstanceState]
+
+
+class AppliedRequest(msgspec.Struct):
+    """Do the edges know of the instances as of this version?"""
+
+    version: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class SecretsRequest(msgspec.Struct):
@@ -133,9 +141,9 @@ def heartbeat(request: HttpRequest) -> HttpResponseBase:
 
 @_for_agents("POST")
 def report_instances(request: HttpRequest) -> HttpResponseBase:
-    """Record all instances of a deployment in a region."""
+    """Record all instances of a deployment in a region; say from which version on edges know of them."""
     body = _body(request, InstancesReport)
-    deployments.report_instances(
+    version = deployments.report_instances(
         body.deployment_id,
         body.region,
         [
@@ -144,12 +152,20 @@ def report_instances(request: HttpRequest) -> HttpResponseBase:
                 address=instance.address,
                 status=instance.status,
                 message=instance.message,
+                restarts=instance.restarts,
             )
             for instance in body.instances
         ],
         body.agent,
     )
-    return JsonResponse({})
+    return JsonResponse({"version": version})
+
+
+@_for_agents("POST")
+def instances_applied(request: HttpRequest) -> HttpResponseBase:
+    """Say whether every live edge knows of the instances as of a version; agents ask before they end one."""
+    body = _body(request, AppliedRequest)
+    return JsonResponse({"applied": edges_applied("instances", body.version)})
 
 
 @_for_agents("POST")
@@ -216,6 +232,7 @@ urlpatterns = [
     path("deployments/wake", wake),
     path("agents/heartbeat", heartbeat),
     path("instances/report", report_instances),
+    path("instances/applied", instances_applied),
     path("secrets", secrets),
     path("snapshots/<str:digest>", snapshot),
     path("problems", problem),

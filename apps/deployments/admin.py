@@ -20,12 +20,20 @@ class StepInline(RowsInline):
 
 class TopologyInline(RowsInline):
     model = Topology
-    fields = ("region", "desired_status", "replicas_min", "replicas_max", "version")
+    fields = (
+        "region",
+        "desired_status",
+        "replicas_min",
+        "replicas_max",
+        "threshold_cpu",
+        "threshold_memory",
+        "version",
+    )
 
 
 class InstanceInline(RowsInline):
     model = Instance
-    fields = ("name", "region", "address", "status", "message")
+    fields = ("name", "region", "address", "status", "restarts", "message")
 
 
 @admin.register(Deployment)
@@ -56,14 +64,28 @@ class DeploymentStepAdmin(ReadOnlyAdmin):
 
 @admin.register(Topology)
 class TopologyAdmin(ReadOnlyAdmin):
-    list_display = ("id", "deployment", "region", "desired_status", "replicas_min", "replicas_max", "version")
+    list_display = (
+        "id",
+        "deployment",
+        "region",
+        "desired_status",
+        "replicas_min",
+        "replicas_max",
+        "running_instances",
+        "version",
+    )
     list_filter = ("desired_status",)
     search_fields = ("deployment__id", "region__name")
+
+    def running_instances(self, topology: Topology) -> int:
+        """Return how many instances run there, which follows the load between minimum and maximum."""
+        here = Instance.objects.filter(deployment=topology.deployment_id, region=topology.region_id)
+        return here.filter(status=Instance.Status.RUNNING).count()
 
 
 @admin.register(Instance)
 class InstanceAdmin(ReadOnlyAdmin):
-    list_display = ("id", "deployment", "region", "address", "status", "name", "updated_at")
+    list_display = ("id", "deployment", "region", "address", "status", "restarts", "name", "updated_at")
     list_filter = ("status",)
     search_fields = ("id", "name", "address", "deployment__id")
 

@@ -55,6 +55,7 @@ DEPLOYMENT = obj(
             )
         ),
         "domains": optional(array(string())),
+        "instances": optional(obj({"running": integer(0), "total": integer(0), "restarts": integer(0)})),
         "runtime": obj(
             {
                 "vCpus": number(),
@@ -348,6 +349,7 @@ def get_logs(call: Call) -> JSON:
                 "region": string(),
                 "address": string(),
                 "status": string(),
+                "restarts": integer(0),
                 "message": optional(string()),
             }
         )
@@ -358,7 +360,13 @@ def get_logs(call: Call) -> JSON:
 def list_instances(call: Call) -> JSON:
     """List the instances of a deployment as their agents reported them last."""
     return [
-        {"id": row.id, "region": row.region.name, "address": row.address, "status": row.status}
+        {
+            "id": row.id,
+            "region": row.region.name,
+            "address": row.address,
+            "status": row.status,
+            "restarts": row.restarts,
+        }
         | ({"message": row.message} if row.message else {})
         for row in queries.instances(_deployment(call))
     ]
@@ -405,7 +413,11 @@ def _url(host: str) -> str:
 def _show(rows: Iterable[Deployment]) -> list[dict[str, Any]]:
     deployments = list(rows)
     hosts = routing.hosts_of([row.id for row in deployments])
-    return [_show_one(row, hosts[row.id]) for row in deployments]
+    counts = queries.instance_counts([row.id for row in deployments])
+    return [
+        _show_one(row, hosts[row.id]) | ({"instances": counts[row.id]} if row.id in counts else {})
+        for row in deployments
+    ]
 
 
 def _show_one(row: Deployment, hosts: list[str]) -> dict[str, Any]:

@@ -121,6 +121,12 @@ class Topology(Versioned):
     desired_status = models.CharField(max_length=8, choices=Deployment.DesiredState.choices)
     replicas_min = models.PositiveSmallIntegerField(default=1)
     replicas_max = models.PositiveSmallIntegerField(default=1)
+    threshold_cpu = models.PositiveSmallIntegerField(
+        default=80, help_text="percent of an instance's CPU above which there are more of them"
+    )
+    threshold_memory = models.PositiveSmallIntegerField(
+        null=True, blank=True, help_text="the same of its memory; empty: memory does not matter"
+    )
     created_at = models.DateTimeField(default=clock.now)
 
     class Meta:
@@ -153,6 +159,9 @@ class Instance(Versioned):
     address = models.CharField(max_length=255, blank=True)
     status = models.CharField(max_length=8, choices=Status.choices, default=Status.PENDING)
     message = models.TextField(blank=True)
+    restarts = models.PositiveIntegerField(
+        default=0, help_text="how often it had to be started again, since it was first started"
+    )
     created_at = models.DateTimeField(default=clock.now)
     updated_at = models.DateTimeField(default=clock.now)
 

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.django_db
 CALLS = [
     ("post", "agents/heartbeat"),
     ("post", "instances/report"),
+    ("post", "instances/applied"),
     ("post", "secrets"),
     ("post", "problems"),
     ("post", "deployments/wake"),
@@ -89,14 +90,25 @@ def test_reported_instances_are_the_complete_list(ask, place):
     report = {"agent": "a1", "region": "local", "deploymentId": topology.deployment_id}
     one = {"name": "i_1", "address": "127.0.0.1:20001", "status": "running", "message": ""}
     two = {"name": "i_2", "address": "", "status": "pending"}
-    assert ask("instances/report", **report, instances=[one, two]) == (200, {})
-    assert ask("instances/report", **report, instances=[one]) == (200, {})
+    assert ask("instances/report", **report, instances=[one, two]) == (200, {"version": 2})
+    assert ask("instances/report", **report, instances=[one]) == (200, {"version": 3})
     assert dict(Instance.objects.values_list("name", "status")) == {"i_1": "running", "i_2": "gone"}
     status, answer = ask("instances/report", **report, instances=[{**one, "status": "gone"}])
     assert status == 400
     assert "status" in answer["error"]["detail"]
     status, _ = ask("instances/report", **{**report, "deploymentId": "d_unknown"}, instances=[])
     assert status == 404
+
+
+def test_agents_learn_when_every_live_edge_knows_of_an_instance(ask):
+    assert ask("instances/applied", version=7) == (200, {"applied": True})
+    beats = {"region_name": "local", "role": "all", "started_at": clock.now(), "last_seen_at": clock.now()}
+    Edge.objects.create(id="edge-1", applied={"instances": 7}, **beats)
+    slow = Edge.objects.create(id="edge-2", applied={"instances": 6}, **beats)
+    assert ask("instances/applied", version=7) == (200, {"applied": False})
+    assert ask("instances/applied", version=6) == (200, {"applied": True})
+    slow.delete()
+    assert ask("instances/applied", version=7) == (200, {"applied": True})
 
 
 def test_secrets_are_given_for_what_should_run_in_that_region_only(ask, place):

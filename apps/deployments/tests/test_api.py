@@ -52,6 +52,7 @@ def test_a_deployment_is_shown_in_full(platform: Platform) -> None:
             f"shop-production-{suffix}",
             f"shop-{made.replace('_', '-').lower()}-{suffix}",
         ],
+        "instances": {"running": 1, "total": 1, "restarts": 0},
         "runtime": {
             "vCpus": 0.25,
             "memoryMib": 256,
@@ -352,6 +353,7 @@ def test_instances_are_listed_as_reported(platform: Platform) -> None:
         "region": env.REGION,
         "address": "",
         "status": "pending",
+        "restarts": 0,
         "message": "installing packages",
     }
     platform.report_none(made)

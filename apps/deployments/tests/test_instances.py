@@ -29,8 +29,8 @@ def say(deployment: str, *instances: InstanceReport) -> int:
     return stream.version if stream else 0
 
 
-def one(name: str, status: str, address: str = "", message: str = "") -> InstanceReport:
-    return {"name": name, "status": status, "address": address, "message": message}
+def one(name: str, status: str, address: str = "", message: str = "", restarts: int = 0) -> InstanceReport:
+    return {"name": name, "status": status, "address": address, "message": message, "restarts": restarts}
 
 
 def test_only_what_an_edge_can_see_takes_a_version(deployment: str) -> None:
@@ -41,6 +41,30 @@ def test_only_what_an_edge_can_see_takes_a_version(deployment: str) -> None:
     assert say(deployment, one("a", "running", "127.0.0.1:9001")) == 3
     assert say(deployment, one("a", "running", "127.0.0.1:9001"), one("b", "pending")) == 4
     assert Instance.objects.get(name="a").version == 3
+
+
+def test_an_agent_learns_from_which_version_on_edges_know_of_its_report(deployment: str) -> None:
+    two = (one("a", "running", "127.0.0.1:9000"), one("b", "running", "127.0.0.1:9001"))
+    assert services.report_instances(deployment, env.REGION, two, "agent-1") == 2
+    draining = (two[0], one("b", "draining", "127.0.0.1:9001"))
+    assert services.report_instances(deployment, env.REGION, draining, "agent-1") == 3
+    # Said once more, as after an answer that was lost: still the version that matters.
+    assert services.report_instances(deployment, env.REGION, draining, "agent-1") == 3
+    assert services.report_instances(deployment, env.REGION, (two[0],), "agent-1") == 4
+
+
+def test_restarts_are_kept_and_shown_but_no_matter_of_edges(platform: Platform, deployment: str) -> None:
+    assert say(deployment, one("a", "running", "127.0.0.1:9000"), one("b", "pending")) == 2
+    assert (
+        say(deployment, one("a", "running", "127.0.0.1:9000", restarts=3), one("b", "pending", restarts=1))
+        == 2
+    )
+    listed = platform.tenant("deployments.listInstances", {"deploymentId": deployment})
+    assert [(row["status"], row["restarts"]) for row in listed] == [("running", 3), ("pending", 1)]
+    shown = platform.get(deployment)
+    assert shown["instances"] == {"running": 1, "total": 2, "restarts": 4}
+    say(deployment)
+    assert "instances" not in platform.get(deployment)
 
 
 def test_an_instance_that_is_not_listed_is_gone_and_may_come_back(deployment: str) -> None:
