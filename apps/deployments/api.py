@@ -7,6 +7,7 @@ from apps.deployments import gates, lifecycle, logs, queries, services
 from apps.deployments.models import Deployment
 from apps.projects import queries as projects
 from apps.routing import queries as routing
+from apps.workflows.engine import State, WorkflowRun
 from unkey import clock, errors
 from unkey.env import env
 from unkey.errors import Violation
@@ -203,6 +204,7 @@ def list_deployments(call: Call) -> Page:
         errors.DeploymentNotProduction,
         errors.DeploymentNoCurrent,
         errors.DeploymentIsCurrent,
+        errors.PreconditionFailed,
     ],
 )
 def promote_deployment(call: Call) -> JSON:
@@ -223,6 +225,7 @@ def promote_deployment(call: Call) -> JSON:
         errors.DeploymentNotProduction,
         errors.DeploymentNoCurrent,
         errors.DeploymentIsCurrent,
+        errors.PreconditionFailed,
     ],
 )
 def rollback_deployment(call: Call) -> JSON:
@@ -237,7 +240,12 @@ def rollback_deployment(call: Call) -> JSON:
     response=_NOTHING,
     permission=_rule("start_deployment"),
     status=202,
-    errors=[errors.DeploymentNotFound, errors.DeploymentNotStopped, errors.DeploymentIsProduction],
+    errors=[
+        errors.DeploymentNotFound,
+        errors.DeploymentNotStopped,
+        errors.DeploymentIsProduction,
+        errors.PreconditionFailed,
+    ],
 )
 def start_deployment(call: Call) -> JSON:
     """Start a preview deployment that was stopped."""
@@ -264,7 +272,89 @@ def stop_deployment(call: Call) -> JSON:
     return {}
 
 
-# Beyond the published API: what `unkey deploy`, `unkey logs` and `unkey ps` show.
+# Beyond the published API: the other things that may be done to a deployment.
+
+
+@route(
+    "deployments.cancelDeployment",
+    request=obj({"deploymentId": _ID}),
+    response=_NOTHING,
+    permission=_rule("stop_deployment"),
+    status=202,
+    errors=[errors.DeploymentNotFound],
+)
+def cancel_deployment(call: Call) -> JSON:
+    """End a deployment that is not ready yet, also one that awaits approval; one that has ended stays."""
+    services.cancel(_deployment(call), actor=call.actor)
+    return {}
+
+
+@route(
+    "deployments.approveDeployment",
+    request=obj({"deploymentId": _ID}),
+    response=_NOTHING,
+    permission=_rule("create_deployment"),
+    status=202,
+    errors=[errors.DeploymentNotFound, errors.PreconditionFailed],
+)
+def approve_deployment(call: Call) -> JSON:
+    """Let a deployment that awaits approval begin."""
+    services.approve(_deployment(call), actor=call.actor)
+    return {}
+
+
+@route(
+    "deployments.redeployDeployment",
+    request=obj(
+        {
+            "deploymentId": _ID,
+            "force": optional(
+                boolean(about="also when the branch has a newer deployment, which is then overtaken"),
+                default=False,
+            ),
+        }
+    ),
+    response=obj({"deploymentId": string()}),
+    permission=_rule("create_deployment"),
+    status=201,
+    errors=[
+        errors.DeploymentNotFound,
+        errors.SnapshotNotFound,
+        errors.InvalidEnvironmentSettings,
+        errors.PreconditionFailed,
+    ],
+)
+def redeploy_deployment(call: Call) -> JSON:
+    """Deploy an earlier deployment's image once more, with today's settings, variables and policies."""
+    made = services.redeploy(
+        _deployment(call), force=call.body["force"], trigger=_trigger(call), actor=call.actor
+    )
+    return {"deploymentId": made.id}
+
+
+@route(
+    "deployments.getLastRequest",
+    request=obj({"deploymentId": _ID}),
+    response=obj(
+        {
+            "kind": optional(string(choices=("rollback", "promote", "start"))),
+            "status": optional(string(choices=("pending", "done", "failed"))),
+            "code": optional(string()),
+            "message": optional(string()),
+            "requestedAt": optional(integer(0)),
+            "finishedAt": optional(integer(0)),
+        }
+    ),
+    permission=_READ,
+    errors=[errors.DeploymentNotFound],
+)
+def get_last_request(call: Call) -> JSON:
+    """Say what came of the last rollback, promote or start of a deployment; empty if there was none."""
+    found = queries.last_request(_deployment(call))
+    return _show_request(found) if found is not None else {}
+
+
+# What `unkey deploy`, `unkey logs` and `unkey ps` show.
 
 
 @route(
@@ -383,6 +473,28 @@ def _deployment(call: Call) -> Deployment:
         masked=queries.not_found,
     )
     return deployment
+
+
+def _show_request(run: WorkflowRun) -> dict[str, Any]:
+    ended = {
+        State.SUCCEEDED: "done",
+        State.FAILED: "failed",
+        State.CANCELLED: "failed",
+        State.NEEDS_ATTENTION: "failed",
+    }
+    shown: dict[str, Any] = {
+        "kind": "start" if run.service == "wake" else run.service,
+        "status": ended.get(State(run.state), "failed" if run.undo is not None else "pending"),
+        "requestedAt": clock.to_ms(run.created_at),
+    }
+    if queries.has_switched(run):  # what is left waits for the edges and clears up
+        shown["status"] = "done"
+    if shown["status"] == "failed":
+        shown["code"] = run.error_code
+        shown["message"] = queries.told(run)
+    if run.finished_at:
+        shown["finishedAt"] = clock.to_ms(run.finished_at)
+    return shown
 
 
 def _trigger(call: Call) -> Deployment.Trigger:

@@ -17,6 +17,18 @@ from unkey import errors
 
 Status = Deployment.Status
 ENDED_BADLY = (Status.FAILED, Status.SKIPPED, Status.STOPPED, Status.SUPERSEDED, Status.CANCELLED)
+# Failures of a switch or start whose message is for who asked for it.
+TOLD = frozenset(
+    {
+        "cancelled",
+        "precondition_failed",
+        "deployment_not_ready",
+        "deployment_not_production",
+        "deployment_no_current",
+        "deployment_is_current",
+        *Status.values,
+    }
+)
 # The step of each switch that moves the routes.
 SWITCHED_BY = {"rollback": "roll_back", "promote": "make_live"}
 
@@ -168,10 +180,20 @@ def pending_switch(app: App) -> WorkflowRun | None:
     runs = WorkflowRun.objects.filter(
         service__in=SWITCHED_BY, state__in=ACTIVE, undo__isnull=True, input__app_id=app.id
     ).order_by("arrival")
-    for run in runs:
-        if run.step_index <= run.step_names.index(SWITCHED_BY[run.service]):
-            return run
-    return None
+    return next((run for run in runs if not has_switched(run)), None)
+
+
+def has_switched(run: WorkflowRun) -> bool:
+    """Say whether a rollback or promote has moved the routes."""
+    by = SWITCHED_BY.get(run.service)
+    return by in run.step_names and run.step_index > run.step_names.index(by)
+
+
+def told(run: WorkflowRun) -> str:
+    """Return why a rollback, promote or start failed, in words for who asked for it."""
+    if run.error_code in TOLD:
+        return run.error_message
+    return f"Something of ours went wrong. Please try again; if it fails again, tell your operator {run.id}."
 
 
 def last_request(of: Deployment) -> WorkflowRun | None:
