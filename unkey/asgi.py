@@ -1,4 +1,4 @@
-"""ASGI entry point of feed: the agents' watch stream, health and metrics; nothing else."""
+"""ASGI entry point of feed: the agents' watch stream, live progress, health and metrics; nothing else."""
 
 import os
 
@@ -12,8 +12,10 @@ with in_one_line():
     _django = get_asgi_application()
 
 from apps.cluster import feed  # models can be imported only now
+from apps.console import live
 
 _watch = feed.Feed()
+_live = live.Live()
 
 
 async def application(scope: feed.Scope, receive: feed.Receive, send: feed.Send) -> None:
@@ -24,6 +26,8 @@ async def application(scope: feed.Scope, receive: feed.Receive, send: feed.Send)
         return
     elif scope["path"] == "/internal/watch":
         await _watch(scope, receive, send)
+    elif _live.serves(scope["path"]):
+        await _live(scope, receive, send)
     elif scope["path"].startswith("/health/") or scope["path"] == "/metrics":
         await _django(scope, receive, send)
     else:

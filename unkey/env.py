@@ -182,6 +182,14 @@ SETTINGS: tuple[Setting, ...] = (
         secret=True,
     ),
     Setting(
+        "AGENT_PREVIOUS_TOKENS",
+        "list",
+        _names,
+        "",
+        "earlier values of AGENT_TOKEN, still taken while it is being replaced",
+        secret=True,
+    ),
+    Setting(
         "AGENT_RUNTIME",
         "process|docker|kubernetes",
         _choice("process", "docker", "kubernetes"),
@@ -322,6 +330,13 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("WEB_URL", "url", str, "", "where satellites and the edge reach web; empty: this machine"),
     Setting("FEED_URL", "url", str, "", "where agents reach feed; empty: this machine"),
+    Setting(
+        "CONSOLE_FEED_URL",
+        "url",
+        str,
+        "",
+        "where browsers reach feed; empty: the host that they reach web by, on FEED_PORT",
+    ),
     Setting(
         "LOG_LEVEL",
         "debug|info|warning|error",

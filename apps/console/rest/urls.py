@@ -3,7 +3,7 @@
 from django.urls import URLPattern, include, path, re_path
 from drf_spectacular.views import SpectacularSwaggerView
 
-from apps.console.rest import deployments, document, people, platform, problems, projects
+from apps.console.rest import deployments, document, events, people, platform, problems, projects
 from apps.console.rest.access import WorkspaceView
 
 _ENVIRONMENT = "projects/<str:project>/apps/<str:app>/environments/<str:environment>"
@@ -46,6 +46,7 @@ api = [
     _workspace("deployments/<str:deployment>/stop", deployments.Stop),
     _workspace("deployments/<str:deployment>/start", deployments.Start),
     _workspace("deployments/<str:deployment>/redeploy", deployments.Redeploy),
+    _workspace("events/ticket", events.Ticket),
     _workspace("routes", platform.Routes),
     _workspace("regions", platform.Regions),
     _workspace("build-queue", platform.BuildQueue),
