@@ -202,6 +202,10 @@ class OpenapiSpec(Tenant):
     path = models.CharField(max_length=512)
     digest = models.CharField(max_length=64)
     text = models.TextField()
+    document = models.BinaryField(
+        null=True, editable=False, help_text="the document as it was understood, packed; null if it was not"
+    )
+    fault = models.CharField(max_length=512, blank=True, help_text="why it cannot be compared")
 
     def __str__(self) -> str:
         return f"OpenAPI of {self.deployment_id}"

@@ -1,4 +1,4 @@
-"""Fetches the OpenAPI document that a running program serves. Network, no database."""
+"""Fetches the OpenAPI document that a running program serves, and reads it. Network, no database."""
 
 import hashlib
 import re
@@ -7,9 +7,12 @@ from dataclasses import dataclass
 
 import httpx
 
+from apps.deployments import openapi
+
 DEFAULT_PATH = "/openapi.yaml"
 MAX_BYTES = 10 * 1024 * 1024
 TOTAL_SECONDS = 5.0
+FAULT_MAX = 512
 _TIMEOUT = httpx.Timeout(2.0, connect=0.5)
 # A single-page app answers every path with its HTML: only what declares its version is a document.
 _DECLARES = re.compile(r"""(^|[{,\s])["']?(openapi|swagger)["']?\s*:\s*["']?\d""", re.MULTILINE)
@@ -23,11 +26,15 @@ class Document:
         path: where.
         text: YAML or JSON.
         digest: SHA-256 of the text in UTF-8, hexadecimal.
+        packed: the document as it was understood; None if it cannot be compared.
+        fault: why it cannot be; empty if it can.
     """
 
     path: str
     text: str
     digest: str
+    packed: bytes | None
+    fault: str
 
 
 def fetch(address: str, path: str | None) -> Document | None:
@@ -55,16 +62,24 @@ def fetch(address: str, path: str | None) -> Document | None:
         return None
     if not _DECLARES.search(text[:65536]):
         return None
-    return Document(path, text, hashlib.sha256(text.encode()).hexdigest())
+    packed, fault = None, ""
+    try:
+        packed = openapi.pack(openapi.parse(text))
+    except openapi.BadDocument as bad:
+        fault = str(bad)[:FAULT_MAX]
+    return Document(path, text, hashlib.sha256(text.encode()).hexdigest(), packed, fault)
 
 
 def _read(client: httpx.Client, url: str) -> bytes | None:
     deadline = time.monotonic() + TOTAL_SECONDS
     content = bytearray()
-    with client.stream("GET", url, headers={"Accept": "application/yaml, application/json"}) as answer:
-        if answer.status_code != 200:
+    # Nothing compressed: a small answer must not become a large document while it is read.
+    headers = {"Accept": "application/yaml, application/json", "Accept-Encoding": "identity"}
+    with client.stream("GET", url, headers=headers) as answer:
+        encoding = answer.headers.get("Content-Encoding", "identity")
+        if answer.status_code != 200 or encoding.lower() != "identity":
             return None
-        for chunk in answer.iter_bytes():
+        for chunk in answer.iter_raw():
             content += chunk
             if len(content) > MAX_BYTES or time.monotonic() > deadline:
                 return None

@@ -32,7 +32,8 @@ Sticky = FrontlineRoute.Sticky
 
 EDGES_POLL_SECONDS = 0.1
 EDGES_DEADLINE_SECONDS = 60.0
-SCRAPE_DEADLINE_SECONDS = 8.0
+SCRAPE_DEADLINE_SECONDS = 20.0
+SCRAPE_INSTANCES = 3
 SLOT_DEADLINE_SECONDS = 3600.0
 SLOT_POLL_SECONDS = 60.0  # for what no topic tells: a limit was raised, a holder died
 LAST_LINES = 20
@@ -317,8 +318,10 @@ class Deploy(Workflow):
 def _fetch_openapi(run: Run) -> Any:
     deployment = _read(run)
     running = Instance.objects.filter(deployment=deployment, status=Instance.Status.RUNNING)
-    address = running.values_list("address", flat=True).first()
-    return specification.fetch(address, deployment.settings["openapiSpecPath"]) if address else None
+    addresses = list(running.order_by("id").values_list("address", flat=True)[:SCRAPE_INSTANCES])
+    path = deployment.settings["openapiSpecPath"]
+    served = (specification.fetch(address, path) for address in addresses if address)
+    return next((document for document in served if document is not None), None)
 
 
 @step(outside=_fetch_openapi, timeout=SCRAPE_DEADLINE_SECONDS)
@@ -334,6 +337,8 @@ def store_openapi(run: Run, document: specification.Document | None) -> JSON:
                     "path": document.path,
                     "digest": document.digest,
                     "text": document.text,
+                    "document": document.packed,
+                    "fault": document.fault,
                 },
             )
     return {"digest": document.digest if document else None}

@@ -8,7 +8,7 @@ Checks carry the ids under which users of the tool oasdiff know them.
 """
 
 from apps.deployments.openapi.comparison import compare
-from apps.deployments.openapi.documents import BadDocument, Document, parse
+from apps.deployments.openapi.documents import BadDocument, Document, pack, parse, unpack
 from apps.deployments.openapi.findings import Finding, Level, Report
 from apps.deployments.openapi.rendering import as_json, as_markdown, as_text
 
@@ -22,5 +22,7 @@ __all__ = [
     "as_markdown",
     "as_text",
     "compare",
+    "pack",
     "parse",
+    "unpack",
 ]

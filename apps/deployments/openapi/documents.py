@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
@@ -109,7 +110,22 @@ def parse(text: str) -> Document:
     for name in ("paths", "webhooks", "components"):
         if root.get(name) is not None and not isinstance(root[name], dict):
             raise BadDocument(f"its field {name} is not an object")
-    return Document(root, not version.startswith("3.0"))
+    return Document(root, _is_modern(root))
+
+
+def pack(document: Document) -> bytes:
+    """Write a document for `unpack`: reading it again costs no parsing of a stranger's text."""
+    return zlib.compress(json.dumps(document.root, separators=(",", ":")).encode(), 6)
+
+
+def unpack(packed: bytes) -> Document:
+    """Return the document that `pack` wrote."""
+    root = json.loads(zlib.decompress(packed))
+    return Document(root, _is_modern(root))
+
+
+def _is_modern(root: dict[str, Any]) -> bool:
+    return not root["openapi"].startswith("3.0")
 
 
 _TOO_DEEP = f"it is nested more than {MAX_DEPTH} levels deep"

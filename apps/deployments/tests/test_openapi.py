@@ -10,7 +10,17 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.deployments.openapi import BadDocument, Level, as_json, as_markdown, as_text, compare, parse
+from apps.deployments.openapi import (
+    BadDocument,
+    Level,
+    as_json,
+    as_markdown,
+    as_text,
+    compare,
+    pack,
+    parse,
+    unpack,
+)
 from apps.deployments.openapi.findings import Report
 
 TODAY = date(2026, 6, 1)
@@ -652,3 +662,4 @@ def test_what_is_added_and_optional_never_breaks(document: dict[str, Any], schem
 def test_a_document_in_yaml_and_in_json_is_the_same() -> None:
     document = takes(body(maxLength=3))
     assert parse(yaml.safe_dump(document)) == parse(json.dumps(document))
+    assert unpack(pack(parse(json.dumps(document)))) == parse(json.dumps(document))
