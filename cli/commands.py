@@ -1,4 +1,4 @@
-"""The commands beside `deploy`: login, rollback, promote, ps, logs, env."""
+"""The commands beside `deploy`: login, what is done to a deployment, ps, logs, env."""
 
 import argparse
 import getpass
@@ -10,10 +10,20 @@ from typing import Any
 
 from cli import config
 from cli.client import Client
+from cli.deploy import follow
 from cli.link import Link, resolve
 from cli.terminal import Terminal, ago
 
 OK, FAILED, USAGE, TIMED_OUT = 0, 1, 2, 6
+UNDER_WAY = [
+    "pending",
+    "awaiting_approval",
+    "starting",
+    "building",
+    "deploying",
+    "network",
+    "finalizing",
+]
 
 
 def login(options: argparse.Namespace, terminal: Terminal) -> int:
@@ -57,6 +67,62 @@ def promote(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
             return FAILED
         target = ready[0]["id"]
     return _switch(client, "promote", target, options, terminal)
+
+
+def stop(client: Client, options: argparse.Namespace, terminal: Terminal) -> int:
+    """Stop a preview: the one named, else the newest that is ready."""
+    target = _target(client, options, terminal, ["ready"], "can be stopped", "stop")
+    if not target:
+        return FAILED
+    client.call("deployments.stopDeployment", {"deploymentId": target})
+    return _await(client, "stop", target, "stopped", options, terminal)
+
+
+def start(client: Client, options: argparse.Namespace, terminal: Terminal) -> int:
+    """Start a stopped preview again: the one named, else the newest that is stopped."""
+    target = _target(client, options, terminal, ["stopped"], "can be started", "start")
+    if not target:
+        return FAILED
+    client.call("deployments.startDeployment", {"deploymentId": target})
+    return _await(client, "start", target, "ready", options, terminal)
+
+
+def cancel(client: Client, options: argparse.Namespace, terminal: Terminal) -> int:
+    """End a deployment that is not ready yet: the one named, else the newest that is under way."""
+    target = _target(client, options, terminal, UNDER_WAY, "is under way")
+    if not target:
+        return FAILED
+    client.call("deployments.cancelDeployment", {"deploymentId": target})
+    status = client.call("deployments.getDeployment", {"deploymentId": target})["status"]
+    terminal.document({"deploymentId": target, "status": status})
+    if status in ("cancelled", "stopped"):  # one that was being woken sleeps again
+        terminal.line(f"{terminal.paint('✓', 'green')} {target} is {status}")
+        return OK
+    terminal.error(f"{target} had ended before: it is {status}")
+    return FAILED
+
+
+def approve(client: Client, options: argparse.Namespace, terminal: Terminal) -> int:
+    """Let a deployment begin that awaits approval: the one named, else the newest; and show how it goes."""
+    target = _target(client, options, terminal, ["awaiting_approval"], "awaits approval")
+    if not target:
+        return FAILED
+    began = time.monotonic()
+    client.call("deployments.approveDeployment", {"deploymentId": target})
+    return _follow(client, target, began, options, terminal)
+
+
+def redeploy(client: Client, options: argparse.Namespace, terminal: Terminal) -> int:
+    """Deploy what was deployed once more, with today's settings: the one named, else the newest ready one."""
+    options.env = options.env or ("" if options.deployment else resolve(options, Path.cwd()).environment)
+    target = _target(client, options, terminal, ["ready"], "is ready")
+    if not target:
+        return FAILED
+    began = time.monotonic()
+    asked = {"deploymentId": target, "force": options.force}
+    made = client.call("deployments.redeployDeployment", asked)["deploymentId"]
+    terminal.line(f"  {terminal.paint('✓', 'green')} deployment {terminal.paint(made, 'bold')} of {target}")
+    return _follow(client, made, began, options, terminal)
 
 
 def ps(client: Client, options: argparse.Namespace, terminal: Terminal) -> int:
@@ -163,6 +229,77 @@ def _before_current(client: Client, link: Link) -> str | None:
     return next((row["id"] for row in earlier if "rollback" in row["availableActions"]), None)
 
 
+def _target(
+    client: Client,
+    options: argparse.Namespace,
+    terminal: Terminal,
+    statuses: list[str],
+    what: str,
+    action: str = "",
+) -> str | None:
+    """Return the deployment that was named, else the newest with one of these statuses.
+
+    Args:
+        what: what there is none of otherwise, for people.
+        action: of those only one that this may be done to.
+    """
+    if options.deployment:
+        return str(options.deployment)
+    link = resolve(options, Path.cwd())
+    fields = link.fields() if options.env else {"project": link.project, "app": link.app}
+    rows = client.call("deployments.listDeployments", {**fields, "status": statuses, "limit": 100})
+    for row in rows:
+        if not action or action in row["availableActions"]:
+            return str(row["id"])
+    terminal.error(f"nothing of {link.project} / {link.app} {what}", ["`unkey ps` lists all deployments"])
+    return None
+
+
+def _follow(
+    client: Client, target: str, began: float, options: argparse.Namespace, terminal: Terminal
+) -> int:
+    if not options.wait:
+        terminal.document({"deploymentId": target, "status": "pending"})
+        return OK
+    return follow(client, target, options.timeout, terminal, began)
+
+
+def _await(
+    client: Client, verb: str, target: str, wanted: str, options: argparse.Namespace, terminal: Terminal
+) -> int:
+    """Wait until a deployment has the status that was asked for, or cannot get it."""
+    began = time.monotonic()
+    while True:
+        status = client.call("deployments.getDeployment", {"deploymentId": target})["status"]
+        why = "" if status == wanted else _refusal(client, verb, target)
+        if status == wanted or why or time.monotonic() - began > options.timeout:
+            break
+        terminal.waiting(f"{verb} {target} … {time.monotonic() - began:.1f} s")
+        time.sleep(0.1)
+    took = round(time.monotonic() - began, 3)
+    terminal.document({"deploymentId": target, "status": status, "seconds": took} | _error(why))
+    if status == wanted:
+        terminal.line(f"{terminal.paint('✓', 'green')} {terminal.paint(target, 'bold')} is {status}")
+        return OK
+    if why:
+        terminal.error(f"{verb} of {target} failed", why.splitlines())
+        return FAILED
+    terminal.error(f"{verb} of {target} was accepted but has not happened after {options.timeout:.0f} s")
+    return TIMED_OUT
+
+
+def _refusal(client: Client, verb: str, target: str) -> str:
+    """Return why the last request of this kind failed; empty while it has not."""
+    last = client.call("deployments.getLastRequest", {"deploymentId": target})
+    if last.get("kind") != verb or last.get("status") != "failed":
+        return ""
+    return str(last.get("message") or last.get("code") or "it failed")
+
+
+def _error(why: str) -> dict[str, Any]:
+    return {"error": {"message": why}} if why else {}
+
+
 def _switch(client: Client, verb: str, target: str, options: argparse.Namespace, terminal: Terminal) -> int:
     began = time.monotonic()
     client.call(f"deployments.{verb}Deployment", {"deploymentId": target})
@@ -170,12 +307,16 @@ def _switch(client: Client, verb: str, target: str, options: argparse.Namespace,
         deployment = client.call("deployments.getDeployment", {"deploymentId": target})
         app = client.call("apps.getApp", {"project": deployment["project"], "app": deployment["app"]})
         done = deployment["isCurrent"] and app["isRolledBack"] == (verb == "rollback")
-        if done or time.monotonic() - began > options.timeout:
+        why = "" if done else _refusal(client, verb, target)
+        if done or why or time.monotonic() - began > options.timeout:
             break
         terminal.waiting(f"{verb} to {target} … {time.monotonic() - began:.1f} s")
         time.sleep(0.05)
     took = time.monotonic() - began
-    terminal.document({"deploymentId": target, "current": done, "seconds": round(took, 3)})
+    terminal.document({"deploymentId": target, "current": done, "seconds": round(took, 3)} | _error(why))
+    if why:
+        terminal.error(f"{verb} to {target} failed; what was live still is", why.splitlines())
+        return FAILED
     if not done:
         terminal.error(f"{verb} to {target} was accepted but has not happened after {options.timeout:.0f} s")
         return TIMED_OUT

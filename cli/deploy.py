@@ -74,6 +74,7 @@ def _follow(
     client: Client, identifier: str, timeout: float, terminal: Terminal, began: float, image: str
 ) -> int:
     shown: set[str] = set()
+    queued = ""
     ready_at: float | None = None
     while True:
         deployment = _ask(client, "deployments.getDeployment", identifier)
@@ -82,6 +83,10 @@ def _follow(
             if step.get("endedAt") and step["step"] not in shown:
                 shown.add(step["step"])
                 _show(step, terminal)
+        waits = _waits(progress)
+        if waits != queued:
+            queued = waits
+            terminal.line(f"  {terminal.paint('…', 'yellow')} {waits}")
         if deployment["status"] == "ready" and ready_at is None:
             ready_at = time.monotonic()
         if deployment["status"] in FINISHED and (
@@ -95,7 +100,7 @@ def _follow(
             terminal.error(said, [_LOOK])
             terminal.document({"deploymentId": identifier, "status": deployment["status"]})
             return TIMED_OUT
-        terminal.waiting(f"{deployment['status']} … {time.monotonic() - began:.1f} s")
+        terminal.waiting(f"{waits or deployment['status']} … {time.monotonic() - began:.1f} s")
         time.sleep(POLL_SECONDS)
     took = time.monotonic() - began
     result: dict[str, Any] = {
@@ -113,15 +118,27 @@ def _follow(
             terminal.line(f"  {terminal.paint(url, 'cyan')}")
         terminal.document(result)
         return OK
-    error = deployment.get("error", {})
+    error: dict[str, Any] = deployment.get("error") or _why_given_up(progress)
     result["error"] = error
     headline = f"{identifier} {deployment['status']}"
     if error:
         headline += f" at step {error['step']}"
-        headline += f" ({error['code']})" if error["code"] != "unknown" else ""
+        headline += f" ({error['code']})" if error.get("code", "unknown") != "unknown" else ""
     terminal.error(headline, error.get("message", "").splitlines())
     terminal.document(result)
     return FAILED
+
+
+def _waits(progress: dict[str, Any]) -> str:
+    """Return what a deployment that has not begun waits for, such as a build slot."""
+    running = (step for step in progress["steps"] if step["step"] == "queued" and not step.get("endedAt"))
+    return str(next(running, {}).get("message", ""))
+
+
+def _why_given_up(progress: dict[str, Any]) -> dict[str, str]:
+    """Return why a deployment ended that did not fail: it was cancelled or superseded."""
+    ended = [step for step in progress["steps"] if step.get("error")]
+    return {"step": ended[-1]["step"], "message": ended[-1]["error"]} if ended else {}
 
 
 def _is_routed(progress: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ Exit status: 0 done; 1 it failed; 2 wrong usage; 3 not logged in or not allowed;
 import argparse
 import sys
 
-from cli import VERSION, commands, config
+from cli import VERSION, commands, config, contracts
 from cli.client import BadAddress, Client, Refused, Unreachable
 from cli.deploy import deploy
 from cli.link import BadLink
@@ -99,6 +99,28 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=run)
 
+    for verb, run, text in (
+        ("stop", commands.stop, "stop a preview"),
+        ("start", commands.start, "start a stopped preview again"),
+        ("cancel", commands.cancel, "end a deployment that is not ready yet"),
+        ("approve", commands.approve, "let a deployment begin that awaits approval"),
+        ("redeploy", commands.redeploy, "deploy once more what was deployed, with today's settings"),
+    ):
+        command = verbs.add_parser(verb, parents=[shared, place], help=text)
+        command.add_argument("deployment", nargs="?", help="its id (default: the newest that fits)")
+        if verb in ("approve", "redeploy"):
+            command.add_argument(
+                "--wait", action=argparse.BooleanOptionalAction, default=True, help="wait until it is ready"
+            )
+        if verb == "redeploy":
+            command.add_argument(
+                "--force", action="store_true", help="also over a newer deployment of its branch"
+            )
+        command.add_argument(
+            "--timeout", type=float, default=900, metavar="SECONDS", help="how long to wait (900)"
+        )
+        command.set_defaults(run=run)
+
     command = verbs.add_parser("ps", parents=[shared, place], help="list deployments")
     command.add_argument("--limit", type=int, default=20, help="how many (20)")
     command.set_defaults(run=commands.ps)
@@ -108,6 +130,34 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--tail", type=int, default=100, help="last lines (100)")
     command.add_argument("-f", "--follow", action="store_true", help="go on until Ctrl-C")
     command.set_defaults(run=commands.logs)
+
+    command = verbs.add_parser("spec", parents=[shared, place], help="the API that a deployment describes")
+    command.add_argument("deployment", nargs="?", help="its id (default: the live one)")
+    command.add_argument("-o", "--output", metavar="FILE", help="write it there")
+    command.set_defaults(run=contracts.spec)
+
+    command = verbs.add_parser("diff", parents=[shared, place], help="what changed between two APIs")
+    command.add_argument("old", nargs="?", help="the earlier deployment (default: the live one)")
+    command.add_argument("new", nargs="?", help="the later deployment (default: the newest that is ready)")
+    command.add_argument("--format", choices=("text", "json", "markdown"), default="text")
+    command.add_argument(
+        "--fail-on",
+        choices=("breaking", "warning", "any"),
+        help="exit with 1 if there is a change of this level or worse",
+    )
+    command.set_defaults(run=contracts.diff)
+
+    command = verbs.add_parser("settings", parents=[shared, place], help="what an environment demands")
+    choice = command.add_mutually_exclusive_group()
+    choice.add_argument(
+        "--refuse-breaking-changes",
+        dest="refuse",
+        action="store_true",
+        default=None,
+        help="what breaks clients of the live API does not become live",
+    )
+    choice.add_argument("--allow-breaking-changes", dest="refuse", action="store_false", default=None)
+    command.set_defaults(run=contracts.settings)
 
     environment = verbs.add_parser("env", help="variables of an environment")
     actions = environment.add_subparsers(title="actions", metavar="ACTION", required=True)

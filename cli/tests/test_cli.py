@@ -247,6 +247,90 @@ def test_logs_are_those_of_the_environment_that_was_named(server: Server, unkey:
     assert server.asked[1][2]["deploymentId"] == "d_new"
 
 
+def test_stop_takes_the_newest_that_can_be_stopped_and_waits_until_it_is(
+    server: Server, unkey: Unkey
+) -> None:
+    rows = [
+        {"id": "d_live", "availableActions": []},
+        {"id": "d_preview", "availableActions": ["stop"]},
+    ]
+    statuses = ["ready", "ready", "stopped"]
+    server.answers |= {
+        "deployments.listDeployments": data(rows, pagination={"hasMore": False}),
+        "deployments.stopDeployment": data({}),
+        "deployments.getDeployment": lambda body: data({"status": statuses.pop(0)})(body),
+        "deployments.getLastRequest": data({}),
+    }
+    done = unkey("stop", "--project", "abc", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert (done.returncode, done.stdout.strip()) == (0, "✓ d_preview is stopped"), done.stderr
+    assert server.asked[0][2] == {"project": "abc", "app": "default", "status": ["ready"], "limit": 100}
+
+
+def test_a_start_that_fails_says_why(server: Server, unkey: Unkey) -> None:
+    why = "Instances failed to start. here: exited with status 1"
+    server.answers |= {
+        "deployments.startDeployment": data({}),
+        "deployments.getDeployment": data({"status": "stopped"}),
+        "deployments.getLastRequest": data({"kind": "start", "status": "failed", "message": why}),
+    }
+    done = unkey("start", "d_1", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert done.returncode == 1
+    assert why in done.stderr
+
+
+def test_the_operator_who_lost_is_told_why(server: Server, unkey: Unkey) -> None:
+    why = "Another deployment became the current one meanwhile. Look at it and decide again."
+    server.answers |= {
+        "deployments.rollbackDeployment": data({}),
+        "deployments.getDeployment": data({"isCurrent": False, "project": "shop", "app": "default"}),
+        "apps.getApp": data({"isRolledBack": False}),
+        "deployments.getLastRequest": data({"kind": "rollback", "status": "failed", "message": why}),
+    }
+    done = unkey("rollback", "d_1", "--url", server.url, "--json", UNKEY_ROOT_KEY="k")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"] == {"message": why}
+    server.answers["deployments.rollbackDeployment"] = refusal(412, "A promote to d_2 was asked for before.")
+    done = unkey("rollback", "d_1", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert (done.returncode, "A promote to d_2" in done.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(("status", "code"), [("cancelled", 0), ("stopped", 0), ("ready", 1)])
+def test_cancel_takes_what_is_under_way(server: Server, unkey: Unkey, status: str, code: int) -> None:
+    server.answers |= {
+        "deployments.listDeployments": data([{"id": "d_1"}], pagination={"hasMore": False}),
+        "deployments.cancelDeployment": data({}),
+        "deployments.getDeployment": data({"status": status}),
+    }
+    done = unkey("cancel", "--project", "abc", "--url", server.url, "--json", UNKEY_ROOT_KEY="k")
+    assert (done.returncode, json.loads(done.stdout)["status"]) == (code, status)
+
+
+def test_nothing_to_approve_says_so(server: Server, unkey: Unkey) -> None:
+    server.answers["deployments.listDeployments"] = data([], pagination={"hasMore": False})
+    done = unkey("approve", "--project", "abc", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert done.returncode == 1
+    assert "nothing of abc / default awaits approval" in done.stderr
+
+
+def test_whoever_redeploys_sees_how_many_build_before_and_why_it_ended(server: Server, unkey: Unkey) -> None:
+    queued = {"step": "queued", "startedAt": 1}
+    waiting = {**queued, "message": "waiting for a build slot: 2 before you"}
+    given_up = {**queued, "endedAt": 5, "error": "superseded by newer commit"}
+    steps = [[waiting], [waiting], [given_up]]
+    statuses = ["pending", "pending", "superseded"]
+    server.answers |= {
+        "deployments.redeployDeployment": data({"deploymentId": "d_2"}),
+        "deployments.getDeployment": lambda body: data({"status": statuses.pop(0), "isCurrent": False})(body),
+        "deployments.listSteps": lambda body: data({"steps": steps.pop(0), "urls": []})(body),
+    }
+    done = unkey("redeploy", "d_1", "--force", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert done.returncode == 1
+    assert done.stdout.count("waiting for a build slot: 2 before you") == 1
+    assert "d_2 superseded at step queued" in done.stderr
+    assert "superseded by newer commit" in done.stderr
+    assert server.asked[0][2] == {"deploymentId": "d_1", "force": True}
+
+
 def test_the_command_imports_neither_django_nor_the_packer_at_start() -> None:
     code = "import sys, cli.main; print([m for m in ('django', 'celery', 'apps', 'pathspec', 'httpx') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

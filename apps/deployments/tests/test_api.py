@@ -244,6 +244,7 @@ def test_permissions_of_each_operation(platform: Platform) -> None:
     tenant, workspace = platform.tenant, platform.tenant.workspace.id
     tenant.holding("environment.*.read_deployment")("deployments.getDeployment", body)
     tenant.holding(f"environment.{environment}.rollback_deployment")("deployments.rollbackDeployment", body)
+    drain()
     grant = f"unkey:v1:{workspace}:projects/**#promote_deployment"
     tenant.holding(grant)("deployments.promoteDeployment", body)
     create = {**platform.names, "environment": "production", "image": {"dockerImage": platform.snapshot()}}

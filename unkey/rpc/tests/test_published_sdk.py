@@ -21,7 +21,11 @@ OURS = {
     # Beyond the published API.
     "deployments.getLogs",
     "deployments.listInstances",
+    "deployments.approveDeployment",
+    "deployments.cancelDeployment",
+    "deployments.getLastRequest",
     "deployments.listSteps",
+    "deployments.redeployDeployment",
     "snapshots.createSnapshot",
 }
 HEALTHCHECK = {
