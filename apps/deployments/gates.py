@@ -44,11 +44,12 @@ def check_rollback(deployment: Deployment, app: App) -> None:
 
 
 def check_stop(deployment: Deployment, app: App) -> None:
-    """Raise unless the deployment may be stopped."""
-    if deployment.status != Status.READY:
-        raise errors.DeploymentNotRunning("The deployment is not running.")
-    if deployment.desired_state != State.RUNNING:
-        raise errors.DeploymentIsStopping("The deployment is already stopping.")
+    """Raise unless the deployment may be stopped; one that sleeps may, and then no request wakes it."""
+    if deployment.asleep_since is None:
+        if deployment.status != Status.READY:
+            raise errors.DeploymentNotRunning("The deployment is not running.")
+        if deployment.desired_state != State.RUNNING:
+            raise errors.DeploymentIsStopping("The deployment is already stopping.")
     if is_production(deployment):
         raise errors.DeploymentIsProduction("Production deployments cannot be stopped.")
 

@@ -24,7 +24,9 @@ class Answer(StrEnum):
     """What becomes of a request for a sleeping deployment."""
 
     WAKING = "waking"  # it starts, or has started; the edge will hear of its instances
-    STOPPED = "stopped"  # requests do not wake it: its owner stopped it, or the workspace is disabled
+    STOPPED = (
+        "stopped"  # requests do not wake it: its owner stopped it, or the workspace is disabled or suspended
+    )
     RESTING = "resting"  # it was woken less than a minute ago and sleeps again: it does not start
     STALE = "stale"  # the edge speaks of an earlier sleep than the present one
     UNKNOWN = "unknown"
@@ -90,8 +92,9 @@ def wake_on_request(deployment_id: str, sleep: int, *, edge: str) -> Wake:
         deployment = lifecycle.lock(deployment_id)
         if deployment.desired_state == State.RUNNING:
             return Wake(Answer.WAKING)
-        open_for_business = deployment.workspace.enabled and not (app.deleting_at or app.project.deleting_at)
-        if deployment.asleep_since is None or not open_for_business:
+        workspace = deployment.workspace
+        closed = not workspace.enabled or workspace.suspended_at or app.deleting_at or app.project.deleting_at
+        if deployment.asleep_since is None or closed:
             return Wake(Answer.STOPPED)
         if not Sentinel.objects.filter(deployment=deployment, version=sleep).exists():
             return Wake(Answer.STALE)

@@ -14,6 +14,7 @@ from apps.deployments.tests.conftest import Platform
 from apps.routing.models import Sentinel
 from apps.workflows.engine import WorkflowRun
 from apps.workflows.sweeper import drain
+from apps.workspaces.models import Workspace
 from unkey import clock
 from unkey.env import env
 
@@ -355,13 +356,25 @@ def test_what_its_owner_stopped_and_what_failed_is_not_woken(platform: Platform)
     assert wakes() == 0
 
 
-def test_nothing_of_a_disabled_workspace_is_woken(platform: Platform) -> None:
+@pytest.mark.parametrize("closed", [{"enabled": False}, {"suspended_at": clock.now()}])
+def test_nothing_of_a_disabled_or_suspended_workspace_is_woken(
+    platform: Platform, closed: dict[str, Any]
+) -> None:
     preview = platform.deploy("preview")
     version = sleep(platform, preview)
-    platform.tenant.workspace.enabled = False
-    platform.tenant.workspace.save()
+    Workspace.objects.filter(pk=platform.tenant.workspace.pk).update(**closed)
     assert standby.wake_on_request(preview, version, edge="edge-1").answer == "stopped"
     assert state(preview)[2] == "standby"
+
+
+def test_its_owner_may_stop_a_sleeping_preview_and_then_no_request_wakes_it(platform: Platform) -> None:
+    preview = platform.deploy("preview")
+    version = sleep(platform, preview)
+    assert platform.get(preview)["availableActions"] == ["stop", "start"]
+    platform.tenant("deployments.stopDeployment", {"deploymentId": preview})
+    assert state(preview) == ("stopped", "stopped", "stopped")
+    assert standby.wake_on_request(preview, version, edge="edge-1").answer == "stopped"
+    assert platform.get(preview)["availableActions"] == ["start"]
 
 
 def test_its_owner_may_start_a_sleeping_preview(platform: Platform) -> None:

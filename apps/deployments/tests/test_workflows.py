@@ -404,7 +404,7 @@ def test_replaced_previews_stop_after_a_minute_and_can_be_started_again(platform
         drain()
     platform.report_none(first)
     assert platform.get(first)["status"] == "stopped"
-    assert platform.get(first)["availableActions"] == ["start"]
+    assert platform.get(first)["availableActions"] == ["stop", "start"]
     assert platform.get(second)["availableActions"] == ["stop"]
 
     platform.tenant("deployments.startDeployment", {"deploymentId": first})
