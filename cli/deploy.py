@@ -131,8 +131,10 @@ def _follow(
 
 def _waits(progress: dict[str, Any]) -> str:
     """Return what a deployment that has not begun waits for, such as a build slot."""
-    running = (step for step in progress["steps"] if step["step"] == "queued" and not step.get("endedAt"))
-    return str(next(running, {}).get("message", ""))
+    for step in progress["steps"]:
+        if step["step"] == "queued" and not step.get("endedAt"):
+            return str(step.get("message", ""))
+    return ""
 
 
 def _why_given_up(progress: dict[str, Any]) -> dict[str, str]:
