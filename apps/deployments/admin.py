@@ -1,7 +1,13 @@
 """Admin pages of deployments, their steps, topologies and instances."""
 
-from django.contrib import admin
+from collections.abc import Callable
+from typing import Any
 
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+
+from apps.deployments import services
 from apps.deployments.models import (
     Deployment,
     DeploymentStep,
@@ -10,7 +16,9 @@ from apps.deployments.models import (
     ScheduledChange,
     Topology,
 )
-from unkey.admin import ReadOnlyAdmin, RowsInline
+from unkey.admin import ReadOnlyAdmin, RowsInline, actor_of
+from unkey.errors import Fault
+from unkey.tenancy import workspace_scope
 
 
 class StepInline(RowsInline):
@@ -52,6 +60,46 @@ class DeploymentAdmin(ReadOnlyAdmin):
     ordering = ("-created_at",)
     inlines = (StepInline, TopologyInline, InstanceInline)
     exclude = ("variables",)
+    actions = ("rollback", "promote", "stop", "start", "cancel", "approve", "redeploy")
+
+    @admin.action(description="Roll the app back to it", permissions=["operate"])
+    def rollback(self, request: HttpRequest, chosen: QuerySet[Deployment]) -> None:
+        self._each(request, chosen, services.rollback)
+
+    @admin.action(description="Promote: make it the live one", permissions=["operate"])
+    def promote(self, request: HttpRequest, chosen: QuerySet[Deployment]) -> None:
+        self._each(request, chosen, services.promote)
+
+    @admin.action(description="Stop (previews)", permissions=["operate"])
+    def stop(self, request: HttpRequest, chosen: QuerySet[Deployment]) -> None:
+        self._each(request, chosen, services.stop)
+
+    @admin.action(description="Start again (previews)", permissions=["operate"])
+    def start(self, request: HttpRequest, chosen: QuerySet[Deployment]) -> None:
+        self._each(request, chosen, services.start_again)
+
+    @admin.action(description="Cancel: end what is not ready yet", permissions=["operate"])
+    def cancel(self, request: HttpRequest, chosen: QuerySet[Deployment]) -> None:
+        self._each(request, chosen, services.cancel)
+
+    @admin.action(description="Approve: let it begin", permissions=["operate"])
+    def approve(self, request: HttpRequest, chosen: QuerySet[Deployment]) -> None:
+        self._each(request, chosen, services.approve)
+
+    @admin.action(description="Deploy once more, with today's settings", permissions=["operate"])
+    def redeploy(self, request: HttpRequest, chosen: QuerySet[Deployment]) -> None:
+        self._each(request, chosen, services.redeploy)
+
+    def _each(self, request: HttpRequest, chosen: QuerySet[Deployment], do: Callable[..., Any]) -> None:
+        """Do it to each deployment for itself, and say what was accepted and what was refused and why."""
+        for deployment in chosen:
+            try:
+                with workspace_scope(deployment.workspace_id):
+                    do(deployment, actor=actor_of(request))
+            except Fault as fault:
+                self.message_user(request, f"{deployment.id}: {fault.detail}", messages.ERROR)
+            else:
+                self.message_user(request, f"{deployment.id}: accepted", messages.SUCCESS)
 
 
 @admin.register(DeploymentStep)
