@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from django.contrib.auth import login, logout
+from django.contrib.auth import get_user, login, logout
 from django.middleware.csrf import get_token
 from rest_framework import serializers
 from rest_framework.request import Request
@@ -120,7 +120,7 @@ class Session(View):
         return Response(status=204)
 
     def _shown(self, request: Request) -> Response:
-        user = request._request.user
+        user = get_user(request._request)
         shown = {
             "user": user if user.is_authenticated else None,
             "via": "session" if user.is_authenticated else None,

@@ -100,6 +100,7 @@ class EnvironmentSerializer(serializers.Serializer[Any]):
     description = serializers.CharField()
     kind = serializers.ChoiceField(choices=Environment.Kind.choices)
     deleteProtection = serializers.BooleanField(source="delete_protection")
+    refuseBreakingChanges = serializers.BooleanField(source="refuse_breaking_changes")
     runtime = RuntimeSerializer(source="*")
     build = BuildSerializer(source="*")
     regions = RegionalSerializer(many=True)
@@ -314,6 +315,7 @@ class Settings(EnvironmentView):
             shutdown_signal="shutdownSignal",
             upstream_protocol="upstreamProtocol",
             openapi_spec_path="openapiSpecPath",
+            refuse_breaking_changes="refuseBreakingChanges",
         )
         services.update_settings(self.environment, changes, actor=self.actor, **others)
         return Response(EnvironmentSerializer(self.environment).data)
