@@ -41,7 +41,9 @@ async def serve() -> int:
     timing = Timing(start_deadline=env.AGENT_START_DEADLINE_SECONDS, drain=env.AGENT_DRAIN_SECONDS)
     url = env.AGENT_URL.rstrip("/") or f"http://{env.BIND}:{env.AGENT_PORT}"
     agent = Agent(root=root, runtime=ProcessRuntime(root, control), control=control, url=url, timing=timing)
-    server = Server(agent.reconciler, env.secret("AGENT_TOKEN"), lambda: agent.is_ready)
+    server = Server(
+        agent.reconciler, env.secret("AGENT_TOKEN"), lambda: agent.is_ready, env.AGENT_PREVIOUS_TOKENS
+    )
     try:
         await server.listen(env.BIND, env.AGENT_PORT)
     except OSError as error:

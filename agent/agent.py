@@ -48,7 +48,8 @@ class Agent:
         self._drift_seconds = drift_seconds
         self._stream = f"topologies:{control.region}"
         self._desired = Desired(root / "state.json")
-        self.reconciler = Reconciler(runtime, control, timing, self._desired.proven, self._prove)
+        self._scale_seconds = timing.scale
+        self.reconciler = Reconciler(runtime, control, timing, self._desired, self._save)
         self.is_ready = False
         self._beat = asyncio.Event()
 
@@ -62,6 +63,7 @@ class Agent:
                 tasks.create_task(self._keep_watching())
                 tasks.create_task(self._keep_beating())
                 tasks.create_task(self._keep_correcting())
+                tasks.create_task(self._keep_scaling())
         finally:
             await self.reconciler.leave()
 
@@ -97,6 +99,8 @@ class Agent:
             self._desired.apply(event)
             self.reconciler.apply(event)
         elif isinstance(event, wire.Synced):
+            if event.reason not in ("", "new"):
+                log.warning("whole_state_was_needed", reason=event.reason, version=event.version)
             for deployment_id in self._desired.synced(event.version, full=event.full):
                 log.info("not_wanted_any_more", deployment=deployment_id)
             self.reconciler.stop_all_but(self._desired.kept)
@@ -140,9 +144,10 @@ class Agent:
             self.reconciler.correct_drift()
             await self.reconciler.tidy()
 
-    def _prove(self, deployment_id: str) -> None:
-        self._desired.proven.add(deployment_id)
-        self._save()
+    async def _keep_scaling(self) -> None:
+        while True:
+            await asyncio.sleep(self._scale_seconds)
+            await self.reconciler.scale()
 
     def _save(self) -> None:
         metrics.APPLIED.set(self._desired.version)

@@ -6,11 +6,13 @@ import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import msgspec
 
 from agent import wire
+from unkey import VERSION
 
 SILENCE_SECONDS = 30.0
 _MAX_LINE = 4 * 1024 * 1024
@@ -67,18 +69,24 @@ class ControlPlane:
                 timeout=httpx.Timeout(SILENCE_SECONDS, connect=3.0),
             ) as response:
                 if response.status_code != 200:
-                    raise Unreachable(f"feed answered {response.status_code}")
+                    await response.aread()
+                    raise Unreachable(f"feed answered {response.status_code}: {response.text[:500]}")
                 yield _lines(response)
         except httpx.HTTPError as error:
             raise Unreachable(f"feed: {error or type(error).__name__}") from error
 
     async def heartbeat(self, url: str, applied: dict[str, int]) -> None:
         """Say that this agent lives, where its logs are read, and what it has applied."""
-        await self._post("agents/heartbeat", url=url, applied=applied)
+        await self._post("agents/heartbeat", url=url, applied=applied, software=VERSION)
 
-    async def report(self, deployment_id: str, instances: Sequence[wire.InstanceState]) -> None:
-        """Report all instances of a deployment."""
-        await self._post("instances/report", deploymentId=deployment_id, instances=instances)
+    async def report(self, deployment_id: str, instances: Sequence[wire.InstanceState]) -> int:
+        """Report all instances of a deployment; return the version from which on edges know of this."""
+        content = await self._post("instances/report", deploymentId=deployment_id, instances=instances)
+        return _answer(content, _Version).version
+
+    async def edges_know(self, version: int) -> bool:
+        """Say whether every live edge knows of the instances as of a version."""
+        return _answer(await self._post("instances/applied", version=version), _Applied).applied
 
     async def problem(self, stream: str, version: int, row: str, message: str) -> None:
         """Report a row that could not be applied."""
@@ -86,11 +94,7 @@ class ControlPlane:
 
     async def secrets(self, deployment_id: str) -> dict[str, str]:
         """Return a deployment's decrypted variables."""
-        content = await self._post("secrets", deploymentId=deployment_id)
-        try:
-            return msgspec.json.decode(content, type=dict[str, dict[str, str]])["variables"]
-        except (msgspec.DecodeError, KeyError) as error:
-            raise Unreachable("web answered something else than variables") from error
+        return _answer(await self._post("secrets", deploymentId=deployment_id), _Variables).variables
 
     async def snapshot(self, digest: str, path: Path) -> None:
         """Fetch the archive of a digest to a path; it appears there only if its octets have that digest."""
@@ -123,6 +127,28 @@ class ControlPlane:
             raise Unreachable(f"web: {error or type(error).__name__}") from error
         _check(response)
         return response.content
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+class _Applied(msgspec.Struct):
+    applied: bool
+
+
+class _Variables(msgspec.Struct):
+    variables: dict[str, str]
+
+
+_Body = TypeVar("_Body", bound=msgspec.Struct)
+
+
+def _answer(content: bytes, kind: type[_Body]) -> _Body:
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise Unreachable(f"web answered something else than was asked for: {error}") from error
 
 
 def _check(response: httpx.Response) -> None:

@@ -1,9 +1,10 @@
 """The agent's own small HTTP server: health, metrics, logs of instances."""
 
 import asyncio
+import hashlib
 import hmac
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from urllib.parse import parse_qs, urlsplit
@@ -28,13 +29,22 @@ class Server:
 
     Args:
         reconciler: whose instances.
-        token: AGENT_TOKEN; needed for metrics and logs.
+        token: AGENT_TOKEN; needed for metrics and logs. Its SHA-256 will do: of a token that is this
+            agent's own, the control plane keeps no more than that.
         is_ready: whether the whole state was known once.
+        previous: earlier tokens, taken while the control plane may not know the new one yet.
     """
 
-    def __init__(self, reconciler: Reconciler, token: str, is_ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        reconciler: Reconciler,
+        token: str,
+        is_ready: Callable[[], bool],
+        previous: Sequence[str] = (),
+    ) -> None:
         self._reconciler = reconciler
-        self._expected = f"Bearer {token}".encode()
+        accepted = [token, hashlib.sha256(token.encode()).hexdigest(), *previous]
+        self._accepted = [f"Bearer {each}".encode() for each in accepted]
         self._is_ready = is_ready
         self._routes: dict[str, Callable[[dict[str, list[str]]], Awaitable[Answer]]] = {
             "/metrics": self._metrics,
@@ -90,7 +100,7 @@ class Server:
         route = self._routes.get(parts.path)
         if route is None:
             return _refused(404, "There is nothing here.")
-        if not hmac.compare_digest(authorization, self._expected):
+        if not any(hmac.compare_digest(authorization, each) for each in self._accepted):
             return _refused(401, "Send the AGENT_TOKEN as a bearer token.")
         return await route(parse_qs(parts.query))
 

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from agent.autoscale import Policy
+
 Id = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -60,7 +62,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Topology(msgspec.Struct, frozen=True, rename="camel", tag="topology", tag_field="type"):
-    """What should run of a deployment in this region."""
+    """What should run of a deployment in this region: from `replicas` to `replicas_max` instances."""
 
     version: Annotated[int, msgspec.Meta(ge=0)]
     deployment_id: Id
@@ -72,13 +74,26 @@ class Topology(msgspec.Struct, frozen=True, rename="camel", tag="topology", tag_
     plan: Plan | None
     settings: Settings
     variables: list[str] = []
+    replicas_max: Annotated[int, msgspec.Meta(ge=0, le=1000)] = 0
+    threshold_cpu: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 80
+    threshold_memory: Annotated[int, msgspec.Meta(ge=1, le=1000)] | None = None
+
+    @property
+    def policy(self) -> Policy:
+        """How many instances there may be, and what load decides it."""
+        most = max(self.replicas, self.replicas_max)
+        return Policy(self.replicas, most, self.threshold_cpu, self.threshold_memory)
 
 
 class Synced(msgspec.Struct, frozen=True, tag="synced", tag_field="type"):
-    """The backlog has been sent; `full`: it was the whole state, what it lacked should not run."""
+    """The backlog has been sent; `full`: it was the whole state, what it lacked should not run.
+
+    `reason` says why it had to be the whole state: `new`, `unknown_version` or `compacted`.
+    """
 
     version: Annotated[int, msgspec.Meta(ge=0)]
     full: bool = False
+    reason: str = ""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", tag_field="type"):
@@ -142,6 +157,7 @@ class InstanceState(msgspec.Struct, frozen=True):
     address: str
     status: Status
     message: str = ""
+    restarts: int = 0
 
 
 class LogLine(msgspec.Struct, frozen=True):

@@ -277,6 +277,13 @@ SETTINGS: tuple[Setting, ...] = (
         "how long a request for a sleeping deployment is held while that wakes up",
     ),
     Setting("EDGE_WAKE_REQUESTS", "count", _count, "500", "most requests that are held so at once"),
+    Setting(
+        "EDGE_JWKS_PRIVATE",
+        "flag",
+        _flag,
+        "0",
+        "fetch the keys of jwtauth policies from private addresses and over plain HTTP, too",
+    ),
     Setting("EDGE_HTTPS_REDIRECT", "flag", _flag, "0", "answer plain HTTP by a redirect to HTTPS"),
     Setting("EDGE_REUSE_PORT", "flag", _flag, "0", "let several edges share their ports (SO_REUSEPORT)"),
     Setting("EDGE_MAX_HEADER_BYTES", "bytes", _count, "32768", "largest head of a request or response"),

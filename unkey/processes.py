@@ -40,7 +40,7 @@ def program(name: str, ports: Mapping[str, int]) -> Program:
             command = (
                 *(python, "-m", "uvicorn", "unkey.asgi:application"),
                 *("--host", str(env.BIND), "--port", str(ports["FEED_PORT"])),
-                *("--loop", "uvloop", "--http", "httptools", "--no-access-log"),
+                *("--loop", "uvloop", "--http", "unkey.streaming:Protocol", "--no-access-log"),
                 *("--timeout-graceful-shutdown", "3"),
             )
             return Program(name, command, health=health, stage=3)

@@ -1,6 +1,6 @@
 """What agents ask web for and tell it: heartbeats, instances, secrets, snapshots, problems.
 
-Bearers of AGENT_TOKEN only; the watch stream itself is served by feed (`apps.cluster.feed`).
+Bearers of AGENT_TOKEN, or of a token of their own, only; the watch stream itself is served by feed (`apps.cluster.feed`).
 """
 
 import functools
@@ -14,7 +14,8 @@ from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
 from apps.builds.models import Snapshot
-from apps.cluster import services
+from apps.cluster import services, tokens
+from apps.cluster.models import Token
 from apps.cluster.queries import edges_applied
 from apps.deployments import services as deployments
 from apps.deployments import standby
@@ -23,9 +24,9 @@ from apps.vault import services as vault
 from apps.vault.errors import VaultError
 from unkey import errors, objects, snapshots
 from unkey.env import env
-from unkey.tokens import bears_agent_token
 
 MAX_BODY = 4 * 1024 * 1024
+_BEARER = "unkey.bearer"
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
@@ -37,6 +38,7 @@ class Heartbeat(msgspec.Struct):
     region: Name
     url: Annotated[str, msgspec.Meta(max_length=255)] = ""
     applied: dict[str, int] = {}
+    software: Annotated[str, msgspec.Meta(max_length=64)] = ""
 
 
 class InstanceState(msgspec.Struct):
@@ -98,17 +100,21 @@ def _refused(status: int, title: str, detail: str) -> JsonResponse:
     return JsonResponse({"error": {"title": title, "detail": detail, "status": status}}, status=status)
 
 
-def _for_agents(method: str) -> Callable[[_View], _View]:
-    """Let a view be called by one method and by bearers of AGENT_TOKEN; map domain errors to statuses."""
+def _for(kind: Token.Kind, method: str) -> Callable[[_View], _View]:
+    """Let a view be called by one method and by satellites of a kind; map domain errors to statuses."""
 
     def wrap(view: _View) -> _View:
         @csrf_exempt
         @functools.wraps(view)
         def guarded(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
-            if not bears_agent_token(request.headers.get("Authorization", "")):
-                return _refused(401, "Unauthorized", "Send the AGENT_TOKEN as a bearer token.")
+            bearer = tokens.bearer(request.headers.get("Authorization", ""))
+            if bearer is None:
+                return _refused(401, "Unauthorized", tokens.HOW)
             if request.method != method:
                 return _refused(405, "Method Not Allowed", f"Use {method}.")
+            if why := bearer.refusal(kind, None, None):
+                return _refused(403, "Forbidden", why)
+            request.META[_BEARER] = bearer
             try:
                 return view(request, *args, **kwargs)
             except errors.Fault as fault:
@@ -121,21 +127,38 @@ def _for_agents(method: str) -> Callable[[_View], _View]:
     return wrap
 
 
+_for_agents = functools.partial(_for, tokens.AGENT)
+_for_edges = functools.partial(_for, tokens.EDGE)
+
+
 def _body(request: HttpRequest, kind: type[_Body]) -> _Body:
     raw = request.read(MAX_BODY + 1)
     if len(raw) > MAX_BODY:
         raise errors.RequestBodyTooLarge(f"A report has at most {MAX_BODY} octets.")
     try:
-        return msgspec.json.decode(raw, type=kind)
+        body = msgspec.json.decode(raw, type=kind)
     except msgspec.DecodeError as error:
         raise errors.InvalidInput(str(error)) from error
+    bearer: tokens.Bearer = request.META[_BEARER]
+    name = getattr(body, "agent", getattr(body, "edge", None))
+    if why := bearer.refusal(bearer.kind, name, getattr(body, "region", None)):
+        raise errors.Forbidden(why)
+    return body
 
 
 @_for_agents("POST")
 def heartbeat(request: HttpRequest) -> HttpResponseBase:
     """Record that an agent lives."""
     body = _body(request, Heartbeat)
-    services.agent_heartbeat(body.agent, region=body.region, url=body.url, applied=body.applied)
+    bearer: tokens.Bearer = request.META[_BEARER]
+    services.agent_heartbeat(
+        body.agent,
+        region=body.region,
+        url=body.url,
+        applied=body.applied,
+        software=body.software,
+        token_id=bearer.token_id,
+    )
     return JsonResponse({})
 
 
@@ -220,7 +243,7 @@ def problem(request: HttpRequest) -> HttpResponseBase:
     return JsonResponse({})
 
 
-@_for_agents("POST")
+@_for_edges("POST")
 def wake(request: HttpRequest) -> HttpResponseBase:
     """Wake a deployment for an edge that holds a request for it; however often it is asked."""
     body = _body(request, WakeRequest)

@@ -3,31 +3,41 @@
     GET /internal/watch?region=local&version=7&agent=agent-1
 
 Lines: `topology` (one changed row), `synced` (the backlog is sent; `full` where it was the whole
-state), `heartbeat` (every ten seconds). A reader resumes by the version that it applied last; version
-0, or one that this database has never given out, gets the whole state.
+state, with the `reason`), `heartbeat` (every ten seconds). A reader resumes by the version that it
+applied last. It gets the whole state at version 0 (`new`), at a version that this database has never
+given out (`unknown_version`), and when ends that it has not seen may have been removed (`compacted`).
+
+A reader is first given its backlog, page by page, at its own pace. Then it follows the region's ring: the
+latest changes, kept once for all readers. So a connection holds one page at most; who falls behind the
+ring, or takes nothing for a while, is cut off, and resumes where it was.
 
 The event loop never touches the database: the poller and the backlogs run in threads.
 """
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 import structlog
 from django.db import Error, connection
+from prometheus_client import Counter, Gauge
 
-from apps.cluster import queries
-from unkey.tokens import bears_agent_token
+from apps.cluster import queries, tokens
 
 POLL_SECONDS = 0.1
+TOKEN_SECONDS = 5.0
 HEARTBEAT_SECONDS = 10.0
-MAX_WAITING = 10_000
+STALL_SECONDS = 20.0
+PAGE = 200  # rows
+CHUNK = 256 * 1024  # octets written at once, more or less
+RING_OCTETS = 8 * 1024 * 1024
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -35,6 +45,11 @@ Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 _T = TypeVar("_T")
 
 log = structlog.get_logger(__name__)
+
+CONNECTIONS = Gauge("unkey_feed_connections", "Agents that watch.")
+READS = Counter("unkey_feed_database_reads", "Reads of the database.", ["of"])
+ROWS = Counter("unkey_feed_rows", "Changed rows that the poller handed on, each once.")
+CUT_OFF = Counter("unkey_feed_cut_off", "Readers that were cut off.", ["why"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,59 +60,182 @@ class Line:
     text: bytes
 
 
-@dataclass(eq=False, slots=True)
-class Subscriber:
-    """A connection: which region it watches, and the lines that wait for it.
+class FellBehind(Exception):
+    """The ring does not reach back to where a reader is."""
 
-    A reader that falls behind by `MAX_WAITING` lines is cut off; it resumes where it was.
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one poll found: every change after `since` up to `until`."""
+
+    since: int
+    until: int
+    lines: tuple[Line, ...]
+    text: bytes
+
+
+class Ring:
+    """A region's latest changes, and who waits for the next ones.
+
+    Args:
+        head: the version up to which everything was committed before the first change that is kept here.
+        octets: most text that is kept.
     """
 
-    region: str
-    lines: "asyncio.Queue[Line]" = field(default_factory=lambda: asyncio.Queue(MAX_WAITING))
-    cut_off: bool = False
+    def __init__(self, head: int, octets: int) -> None:
+        self.head = head
+        self.followers: set[Follower] = set()
+        self._batches: deque[Batch] = deque()
+        self._held = 0
+        self._octets = octets
+
+    def publish(self, lines: Sequence[Line], until: int) -> None:
+        """Keep the changes after the head, forget the oldest if need be, and wake everyone."""
+        batch = Batch(self.head, until, tuple(lines), b"".join(line.text for line in lines))
+        self.head = until
+        self._batches.append(batch)
+        self._held += len(batch.text)
+        while self._held > self._octets and len(self._batches) > 1:
+            self._held -= len(self._batches.popleft().text)
+        for follower in self.followers:
+            follower.wake()
+
+    def after(self, version: int) -> tuple[bytes, int]:
+        """Return the text that follows a version and the version that it leads to; empty if none does yet.
+
+        Raises:
+            FellBehind: what follows is not kept any more.
+        """
+        if version >= self.head:
+            return b"", version
+        if not self._batches or version < self._batches[0].since:
+            raise FellBehind
+        texts: list[bytes] = []
+        size = 0
+        for batch in self._since(version):
+            if batch.since >= version:
+                texts.append(batch.text)
+            else:
+                texts.extend(line.text for line in batch.lines if line.version > version)
+            version = batch.until
+            size += len(texts[-1]) if texts else 0
+            if size > CHUNK:
+                break
+        return b"".join(texts), version
+
+    def _since(self, version: int) -> list[Batch]:
+        found: list[Batch] = []
+        for batch in reversed(self._batches):
+            if batch.until <= version:
+                break
+            found.append(batch)
+        return found[::-1]
+
+
+class Follower:
+    """A connection that reads a region's ring.
+
+    Args:
+        bearer: whom its token names.
+    """
+
+    def __init__(self, bearer: tokens.Bearer) -> None:
+        self.bearer = bearer
+        self.refused = ""
+        self.gone = False
+        self._waiting: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        """Let it look again."""
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+
+    def cut(self, why: str) -> None:
+        """Let it end; `why` is told to metrics."""
+        self.refused = why
+        self.wake()
+
+    def leave(self) -> None:
+        """Take note that its peer has gone."""
+        self.gone = True
+        self.wake()
+
+    async def pause(self, seconds: float) -> bool:
+        """Wait until it is woken; False when the time is up."""
+        self._waiting = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._waiting
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting = None
+        return True
 
 
 class Poller:
     """Asks the database for new versions ten times a second and hands them to every connection.
 
-    Runs only while somebody watches.
+    Runs only while somebody watches. What it asks does not depend on how many do.
     """
 
     def __init__(self) -> None:
-        self._subscribers: set[Subscriber] = set()
-        self._sent: dict[str, int] = {}
+        self.rings: dict[str, Ring] = {}
         self._task: asyncio.Task[None] | None = None
         # One thread: one database connection, and reads of one region never overtake each other.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed-poller")
         self._backlogs = ThreadPoolExecutor(4, thread_name_prefix="feed-backlog")
 
-    async def subscribe(self, subscriber: Subscriber) -> None:
+    async def bearer(self, authorization: str) -> tokens.Bearer | None:
+        """Return whom a header names, None for nobody.
+
+        Raises:
+            django.db.Error: the database does not answer, and it is no token of the settings.
+        """
+        if tokens.is_installation(authorization):
+            return tokens.INSTALLATION
+        return await self._in(self._backlogs, partial(tokens.bearer, authorization), "token")
+
+    async def follow(self, region: str, follower: Follower) -> Ring:
         """Begin to hand a region's changes to a new connection.
 
-        Everything committed after this returns is handed on, so a backlog that is read then has no gap.
+        Everything committed after this returns is in the ring, so a backlog that is read then has no gap.
         """
-        heads = await self._in(self._thread, queries.topology_heads)
-        self._sent.setdefault(subscriber.region, heads.get(subscriber.region, 0))
-        self._subscribers.add(subscriber)
+        if region not in self.rings:
+            heads = await self._in(self._thread, queries.topology_heads, "heads")
+            self.rings.setdefault(region, Ring(heads.get(region, 0), RING_OCTETS))
+        ring = self.rings[region]
+        ring.followers.add(follower)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
+        return ring
 
-    def unsubscribe(self, subscriber: Subscriber) -> None:
-        """Forget a connection."""
-        self._subscribers.discard(subscriber)
-        if all(each.region != subscriber.region for each in self._subscribers):
-            self._sent.pop(subscriber.region, None)
+    def leave(self, region: str, follower: Follower) -> None:
+        """Forget a connection, and a ring that nobody follows."""
+        ring = self.rings.get(region)
+        if ring is not None:
+            ring.followers.discard(follower)
+            if not ring.followers:
+                del self.rings[region]
 
-    async def backlog(self, region: str, version: int) -> list[Line]:
-        """Return the lines after a version, the last of them `synced`."""
-        return await self._in(self._backlogs, lambda: _backlog(region, version))
+    async def bounds(self, region: str) -> tuple[int, int]:
+        """Return a region's last version, and that up to which it is compacted."""
+        return await self._in(self._backlogs, partial(queries.topology_bounds, region), "backlog")
+
+    async def page(self, region: str, version: int, settled: int) -> tuple[list[Line], int | None]:
+        """Return the lines of the next page, and with the last page the version that it leads to."""
+        return await self._in(self._backlogs, partial(_page, region, version, settled), "backlog")
 
     async def _run(self) -> None:
         failing = False
+        checked = asyncio.get_running_loop().time()
         try:
-            while self._subscribers:
+            while self.rings:
                 try:
                     await self._poll()
+                    if asyncio.get_running_loop().time() - checked > TOKEN_SECONDS:
+                        await self._check_tokens()
+                        checked = asyncio.get_running_loop().time()
                     failing = False
                 except Error as error:
                     if not failing:
@@ -106,32 +244,34 @@ class Poller:
                 await asyncio.sleep(POLL_SECONDS)
         finally:
             # Nobody may wait for a poller that has died of something unforeseen.
-            for subscriber in self._subscribers:
-                subscriber.cut_off = True
+            for follower in self._followers():
+                follower.cut("poller")
 
     async def _poll(self) -> None:
-        heads = await self._in(self._thread, queries.topology_heads)
-        for region in list(self._sent):
+        heads = await self._in(self._thread, queries.topology_heads, "heads")
+        for region, ring in list(self.rings.items()):
             head = heads.get(region, 0)
-            sent = self._sent.get(region, head)
-            if head <= sent:
-                continue
-            lines = await self._in(self._thread, partial(_lines, region, sent))
-            for subscriber in [each for each in self._subscribers if each.region == region]:
-                self._hand(subscriber, lines)
-            if region in self._sent:
-                self._sent[region] = max(head, lines[-1].version if lines else 0)
+            while ring.head < head and self.rings.get(region) is ring:
+                lines = await self._in(self._thread, partial(_lines, region, ring.head), "changes")
+                ROWS.inc(len(lines))
+                last = lines[-1].version if lines else 0
+                ring.publish(lines, last if len(lines) == PAGE else max(head, last))
+
+    async def _check_tokens(self) -> None:
+        used = {follower.bearer.token_id for follower in self._followers()} - {""}
+        if not used:
+            return
+        valid = await self._in(self._thread, partial(tokens.still_valid, used), "token")
+        for follower in self._followers():
+            if follower.bearer.token_id in used - valid:
+                follower.cut("token")
+
+    def _followers(self) -> list[Follower]:
+        return [follower for ring in self.rings.values() for follower in ring.followers]
 
     @staticmethod
-    def _hand(subscriber: Subscriber, lines: list[Line]) -> None:
-        try:
-            for line in lines:
-                subscriber.lines.put_nowait(line)
-        except asyncio.QueueFull:
-            subscriber.cut_off = True
-
-    @staticmethod
-    async def _in(pool: ThreadPoolExecutor, read: Callable[[], _T]) -> _T:
+    async def _in(pool: ThreadPoolExecutor, read: Callable[[], _T], of: str) -> _T:
+        READS.labels(of).inc()
         return await asyncio.get_running_loop().run_in_executor(pool, _reading, read)
 
 
@@ -144,19 +284,19 @@ def _reading(read: Callable[[], _T]) -> _T:
         raise
 
 
-def _lines(region: str, version: int) -> list[Line]:
-    return [Line(event["version"], _encode(event)) for event in queries.topologies_after(region, version)]
+def _lines(region: str, version: int, settled: int = 0) -> list[Line]:
+    events = queries.topologies_after(region, version, limit=PAGE, settled=settled)
+    return [Line(event["version"], _encode(event)) for event in events]
 
 
-def _backlog(region: str, version: int) -> list[Line]:
+def _page(region: str, version: int, settled: int) -> tuple[list[Line], int | None]:
     # The head is read first: rows that come meanwhile have greater versions and may be sent twice,
     # never missed.
-    head = queries.topology_heads().get(region, 0)
-    full = version == 0 or version > head
-    lines = _lines(region, 0 if full else version)
-    at = max([head, *(line.version for line in lines)])
-    synced = Line(at, _encode({"type": "synced", "version": at, "full": full}))
-    return [*lines, synced]
+    head, _ = queries.topology_bounds(region)
+    lines = _lines(region, version, settled)
+    if len(lines) == PAGE:
+        return lines, None
+    return lines, max([head, version, *(line.version for line in lines)])
 
 
 def _encode(event: dict[str, Any]) -> bytes:
@@ -172,75 +312,144 @@ class Feed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one reader until it goes."""
         headers = {name.lower(): value for name, value in scope["headers"]}
-        if not bears_agent_token(headers.get(b"authorization", b"").decode("latin-1")):
-            await _refuse(send, 401, "Unauthorized", "Send the AGENT_TOKEN as a bearer token.")
-            return
-        if scope["method"] != "GET":
-            await _refuse(send, 405, "Method Not Allowed", "Use GET.")
-            return
         query = parse_qs(scope["query_string"].decode("latin-1"))
-        region = query.get("region", [""])[0]
-        version = query.get("version", ["0"])[0]
-        if not region or not version.isascii() or not version.isdigit() or len(version) > 18:
-            await _refuse(send, 400, "Bad Request", "Give a region, and the version that was applied last.")
-            return
-        subscriber = Subscriber(region)
-        gone = asyncio.create_task(_disconnected(receive))
+        region, version, agent = (query.get(name, [""])[0] for name in ("region", "version", "agent"))
         try:
-            await self._serve(subscriber, int(version), gone, send)
-        finally:
-            self._poller.unsubscribe(subscriber)
-            gone.cancel()
-            with suppress(asyncio.CancelledError):
-                await gone
-
-    async def _serve(
-        self, subscriber: Subscriber, version: int, gone: "asyncio.Task[None]", send: Send
-    ) -> None:
-        try:
-            await self._poller.subscribe(subscriber)
-            backlog = await self._poller.backlog(subscriber.region, version)
+            bearer = await self._poller.bearer(headers.get(b"authorization", b"").decode("latin-1"))
         except Error as error:
             log.warning("feed_without_database", error=str(error))
-            await _refuse(send, 503, "Service Unavailable", "The database does not answer.")
-            return
-        await send(
+            return await _refuse(send, 503, "Service Unavailable", "The database does not answer.")
+        if bearer is None:
+            return await _refuse(send, 401, "Unauthorized", tokens.HOW)
+        if scope["method"] != "GET":
+            return await _refuse(send, 405, "Method Not Allowed", "Use GET.")
+        version = version or "0"
+        if not region or not version.isascii() or not version.isdigit() or len(version) > 18:
+            detail = "Give a region, and the version that was applied last."
+            return await _refuse(send, 400, "Bad Request", detail)
+        if why := bearer.refusal(tokens.AGENT, agent, region):
+            return await _refuse(send, 403, "Forbidden", why)
+        reader = _Reader(scope, send)
+        follower = Follower(bearer)
+        watching = asyncio.create_task(_disconnected(receive, follower))
+        CONNECTIONS.inc()
+        try:
+            await self._serve(region, int(version), follower, reader)
+        except Stalled:
+            CUT_OFF.labels("stalled").inc()
+            log.warning("reader_stalled", region=region, agent=agent)
+            reader.abort()
+        finally:
+            CONNECTIONS.dec()
+            self._poller.leave(region, follower)
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+
+    async def _serve(self, region: str, version: int, follower: Follower, reader: "_Reader") -> None:
+        try:
+            ring = await self._poller.follow(region, follower)
+            head, compacted = await self._poller.bounds(region)
+        except Error as error:
+            log.warning("feed_without_database", error=str(error))
+            return await _refuse(reader.send, 503, "Service Unavailable", "The database does not answer.")
+        await reader.begin()
+        try:
+            reason = _why_full(version, head, compacted)
+            position = await self._send_backlog(region, version, head, reason, follower, reader)
+            while not follower.gone and not follower.refused:
+                text, position = ring.after(position)
+                if text:
+                    await reader.write(text)
+                elif ring.head <= position and not await follower.pause(HEARTBEAT_SECONDS):
+                    await reader.write(_encode({"type": "heartbeat", "version": position}))
+        except FellBehind:
+            follower.refused = "behind"
+        except Error as error:  # in the middle of a backlog: the reader goes on where it was
+            log.warning("feed_without_database", error=str(error))
+            follower.refused = "database"
+        if follower.refused:
+            CUT_OFF.labels(follower.refused).inc()
+        if not follower.gone:
+            await reader.end()
+
+    async def _send_backlog(
+        self, region: str, version: int, head: int, reason: str, follower: Follower, reader: "_Reader"
+    ) -> int:
+        """Send what the reader lacks, a page at a time; return the version that it has then."""
+        position, settled = (0, head) if reason else (version, 0)
+        until: int | None = None
+        while until is None:
+            lines, until = await self._poller.page(region, position, settled)
+            if lines:
+                await reader.write(b"".join(line.text for line in lines))
+                position = lines[-1].version
+            if follower.gone or follower.refused:
+                return position
+        synced = {"type": "synced", "version": until, "full": bool(reason)}
+        await reader.write(_encode(synced | ({"reason": reason} if reason else {})))
+        return until
+
+
+def _why_full(version: int, head: int, compacted: int) -> str:
+    """Say why a reader needs the whole state; empty when it does not."""
+    if version == 0:
+        return "new"
+    if version > head:
+        return "unknown_version"
+    return "compacted" if version < compacted else ""
+
+
+class Stalled(Exception):
+    """A reader takes nothing any more."""
+
+
+class _Reader:
+    """The way to one reader, with an end to patience."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self.send = send
+        self._abort = scope.get("extensions", {}).get("unkey.abort", {}).get("abort")
+
+    async def begin(self) -> None:
+        await self.send(
             {
                 "type": "http.response.start",
                 "status": 200,
                 "headers": [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")],
             }
         )
-        await _write(send, b"".join(line.text for line in backlog))
-        position = backlog[-1].version
-        while not gone.done() and not subscriber.cut_off:
-            line = await _next(subscriber, gone)
-            if line is None:
-                await _write(send, _encode({"type": "heartbeat", "version": position}))
-            elif line.version > position:
-                await _write(send, line.text)
-                position = line.version
-        if not gone.done():
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def write(self, octets: bytes) -> None:
+        """Send a piece of the body.
+
+        Raises:
+            Stalled: what was sent before has not been taken for too long.
+        """
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await self.send({"type": "http.response.body", "body": octets, "more_body": True})
+        except TimeoutError:
+            raise Stalled from None
+
+    async def end(self) -> None:
+        """End the body, if the reader still takes it."""
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+        except TimeoutError:
+            raise Stalled from None
+
+    def abort(self) -> None:
+        """Drop the connection with all that waits to be sent."""
+        if self._abort is not None:
+            self._abort()
 
 
-async def _next(subscriber: Subscriber, gone: "asyncio.Task[None]") -> Line | None:
-    """Return the next line, or None when a heartbeat is due or the reader has gone."""
-    arriving = asyncio.ensure_future(subscriber.lines.get())
-    try:
-        await asyncio.wait({arriving, gone}, timeout=HEARTBEAT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        return arriving.result() if arriving.done() else None
-    finally:
-        arriving.cancel()
-
-
-async def _disconnected(receive: Receive) -> None:
+async def _disconnected(receive: Receive, follower: Follower) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _write(send: Send, octets: bytes) -> None:
-    await send({"type": "http.response.body", "body": octets, "more_body": True})
+    follower.leave()
 
 
 async def _refuse(send: Send, status: int, title: str, detail: str) -> None:

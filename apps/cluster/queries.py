@@ -1,6 +1,5 @@
 """Reads for satellites and for those who wait for them: heads, topologies, live agents and edges."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +10,7 @@ from apps.deployments.models import Deployment, Instance, Topology
 from unkey import clock
 
 LIVE_WITHIN = timedelta(seconds=10)
-PAGE = 1000
+TOPOLOGIES = "topologies:"
 
 
 def live_edges() -> QuerySet[Edge]:
@@ -33,33 +32,34 @@ def edges_applied(stream: str, version: int) -> bool:
 
 def topology_heads() -> dict[str, int]:
     """Return the last version of every region's topologies, by the region's name."""
-    prefix = "topologies:"
-    return {
-        name.removeprefix(prefix): version
-        for name, version in Stream.objects.filter(name__startswith=prefix).values_list("name", "version")
-    }
+    rows = Stream.objects.filter(name__startswith=TOPOLOGIES).values_list("name", "version")
+    return {name.removeprefix(TOPOLOGIES): version for name, version in rows}
 
 
-def topologies_after(region: str, version: int) -> Iterator[dict[str, Any]]:
-    """Yield a region's topologies with a greater version, in its order, as the feed's events.
+def topology_bounds(region: str) -> tuple[int, int]:
+    """Return the last version of a region's topologies, and that up to which they are compacted."""
+    found = Stream.objects.filter(name=f"{TOPOLOGIES}{region}").values_list("version", "compacted").first()
+    return found or (0, 0)
 
-    Version 0 asks for the whole state: what should run, and of the rest only what may still run.
+
+def topologies_after(region: str, version: int, *, limit: int, settled: int = 0) -> list[dict[str, Any]]:
+    """Return a region's topologies with a greater version, in its order, as the feed's events.
 
     Args:
         region: the region's name.
-        version: last version that the reader has applied.
+        version: greatest version that the reader has.
+        limit: most rows to read; fewer are returned only when there are no more.
+        settled: up to this version, leave out what neither should run nor may still run: for a reader
+            who knows of nothing yet.
     """
-    rows = Topology.objects.filter(region__name=region).select_related("deployment").order_by("version")
-    if version == 0:
+    rows = Topology.objects.filter(region__name=region, version__gt=version).order_by("version")
+    if version < settled:
         may_run = Instance.objects.filter(
             deployment=OuterRef("deployment"), region=OuterRef("region")
         ).exclude(status=Instance.Status.GONE)
-        rows = rows.filter(Q(desired_status=Deployment.DesiredState.RUNNING) | Exists(may_run))
-    position = version
-    while page := list(rows.filter(version__gt=position)[:PAGE]):
-        for row in page:
-            yield _event(row)
-        position = page[-1].version
+        running = Q(desired_status=Deployment.DesiredState.RUNNING)
+        rows = rows.filter(running | Exists(may_run) | Q(version__gt=settled))
+    return [_event(row) for row in rows.select_related("deployment")[:limit]]
 
 
 def _event(row: Topology) -> dict[str, Any]:

@@ -19,14 +19,24 @@ def ensure_region(name: str) -> Region:
     return region
 
 
-def agent_heartbeat(agent_id: str, *, region: str, url: str, applied: Mapping[str, int]) -> Agent:
-    """Record that an agent lives.
+def agent_heartbeat(
+    agent_id: str,
+    *,
+    region: str,
+    url: str,
+    applied: Mapping[str, int],
+    software: str = "",
+    token_id: str = "",
+) -> Agent:
+    """Record that an agent lives; the first time, it is registered by that.
 
     Args:
         agent_id: the agent's own name.
         region: name of its region; made when it is new.
         url: where its logs can be read, without a trailing slash.
         applied: last version that it applied, by stream.
+        software: its release.
+        token_id: the token of its own that it bears, if any.
     """
     agent, _ = Agent.objects.update_or_create(
         id=agent_id,
@@ -34,6 +44,8 @@ def agent_heartbeat(agent_id: str, *, region: str, url: str, applied: Mapping[st
             "region": ensure_region(region),
             "url": url,
             "applied": dict(applied),
+            "software": software,
+            "token_id": token_id or None,
             "last_seen_at": clock.now(),
         },
     )

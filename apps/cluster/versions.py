@@ -81,7 +81,7 @@ def _create(stream: str) -> None:
 def _take(stream: str) -> None:
     if not connection.in_atomic_block:
         raise RuntimeError(f"a version of {stream} was taken outside a transaction")
-    blocks = [block for block in connection.atomic_blocks if not block._from_testcase]
+    blocks = [block for block in connection.atomic_blocks if not block._from_testcase]  # type: ignore[attr-defined]
     held = _held.setdefault(blocks[0], set()) if blocks else set()
     if stream not in held and any(stream < other for other in held):
         others = ", ".join(sorted(other for other in held if stream < other))

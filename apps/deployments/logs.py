@@ -5,8 +5,8 @@ from typing import Any
 
 import httpx
 
+from apps.cluster import tokens
 from apps.cluster.models import Agent
-from unkey.env import env
 
 _TIMEOUT = httpx.Timeout(3.0, connect=1.0)
 
@@ -25,16 +25,20 @@ def fetch(agents: Iterable[Agent], deployment_id: str, tail: int) -> tuple[list[
     """
     lines: list[dict[str, Any]] = []
     notes: list[str] = []
-    headers = {"Authorization": f"Bearer {env.secret('AGENT_TOKEN')}"}
     asked = False
     # trust_env=False: agents are reached directly, never through a proxy of this process.
-    with httpx.Client(timeout=_TIMEOUT, headers=headers, trust_env=False) as client:
+    with httpx.Client(timeout=_TIMEOUT, trust_env=False) as client:
         for agent in agents:
             asked = True
             try:
-                answer = client.get(
-                    f"{agent.url.rstrip('/')}/logs", params={"deployment": deployment_id, "tail": tail}
-                )
+                for credential in tokens.credentials_for(agent):
+                    answer = client.get(
+                        f"{agent.url.rstrip('/')}/logs",
+                        params={"deployment": deployment_id, "tail": tail},
+                        headers={"Authorization": f"Bearer {credential}"},
+                    )
+                    if answer.status_code != 401:  # it may still know the control plane by an earlier one
+                        break
                 answer.raise_for_status()
                 lines.extend({**line, "region": agent.region.name} for line in answer.json()["lines"])
             except (httpx.HTTPError, ValueError, KeyError, TypeError):

@@ -225,7 +225,7 @@ def agents(of: Deployment) -> list[Agent]:
     """Return the live agents of the regions that run a deployment, with their regions."""
     regions = Topology.objects.filter(deployment=of).values("region")
     rows = live_agents().filter(region__in=regions).exclude(url="")
-    return list(rows.select_related("region").order_by("region__name", "id"))
+    return list(rows.select_related("region", "token").order_by("region__name", "id"))
 
 
 def _described() -> Any:
