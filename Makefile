@@ -1,6 +1,6 @@
 # Everything works from a fresh clone: each target first makes .venv, in seconds when nothing changed.
 .DEFAULT_GOAL := help
-.PHONY: help demo up down test test-services check bench clean format
+.PHONY: help demo up down test test-services faults check bench clean format
 
 ARGS ?=
 
@@ -23,9 +23,16 @@ test: ## all suites on the embedded defaults
 	@scripts/environment dev
 	@.venv/bin/pytest -n auto --dist loadgroup -m "not services" $(ARGS)
 
-test-services: ## the database suites and what needs real servers, on MariaDB and Redis
+test-services: ## the database suites and what needs real servers, on MariaDB, Redis and RabbitMQ
 	@scripts/environment dev
 	@scripts/test-services $(ARGS)
+
+faults: ## hundreds of workflows under hundreds of faults, on SQLite and MariaDB (ARGS="--seed 7")
+	@scripts/environment dev
+	@scripts/environment mysql
+	@for database in sqlite mariadb; do \
+	  .venv/bin/python -m tests.faults --workflows 250 --faults 550 --database $$database $(ARGS) || exit 1; \
+	done
 
 check: ## format, lint, types, import laws, tenancy, migrations, deployment settings
 	@scripts/environment dev

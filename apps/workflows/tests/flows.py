@@ -66,6 +66,13 @@ class Three(Workflow):
     steps = (note("one"), note("two"), note("three"))
 
 
+class Builds(Workflow):
+    """For the workers of another queue."""
+
+    service, queue = "test-builds", "builds"
+    steps = (note("one"),)
+
+
 class Shared(Workflow):
     """Interleaving: two effects."""
 
