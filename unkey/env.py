@@ -89,6 +89,17 @@ def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(ip_network(part) for part in _names(text))
 
 
+def _nearest(text: str) -> dict[str, tuple[str, ...]]:
+    table: dict[str, tuple[str, ...]] = {}
+    for row in text.split(";"):
+        if row.strip():
+            region, equals, others = row.partition("=")
+            if not equals or not region.strip() or not _names(others):
+                raise ValueError(text)
+            table[region.strip()] = _names(others)
+    return table
+
+
 def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
@@ -211,6 +222,27 @@ SETTINGS: tuple[Setting, ...] = (
         "ACME directory (no effect yet); empty: the local CA that is made on first start",
     ),
     Setting("REGION", "name", str, "local", "region of this machine's edge and agent"),
+    Setting(
+        "REGIONS",
+        "list",
+        _names,
+        "",
+        "regions that `manage.py up` runs here, each with an agent and an edge; empty: REGION alone",
+    ),
+    Setting(
+        "EDGE_REGIONS",
+        "list",
+        _names,
+        "",
+        "regions of the edges that `manage.py up` runs here, one edge for each mention; empty: as REGIONS",
+    ),
+    Setting(
+        "NEAREST_REGIONS",
+        "table like fra=ams,iad;iad=fra",
+        _nearest,
+        "",
+        "where an edge sends requests of an app that has no instance in its region: the nearest first",
+    ),
     Setting("DEFAULT_DOMAIN", "name", str, "unkey.localhost", "apex of generated host names"),
     Setting("BIND", "address", str, "127.0.0.1", "address that every process listens on"),
     Setting(
@@ -246,8 +278,22 @@ SETTINGS: tuple[Setting, ...] = (
         "AGENT_DRAIN_SECONDS",
         "seconds",
         _seconds,
-        "2",
-        "how long an instance still runs after edges were told to stop sending to it",
+        "10",
+        "at most how long an instance still runs until all edges know of its end and requests are answered",
+    ),
+    Setting(
+        "AGENT_SCALE_SECONDS",
+        "seconds",
+        _seconds,
+        "15",
+        "how often the load of instances is looked at, where their number may change",
+    ),
+    Setting(
+        "AGENT_SCALE_DOWN_SECONDS",
+        "seconds",
+        _seconds,
+        "60",
+        "how long fewer instances must be enough before there are fewer",
     ),
     Setting("EDGE_API_PORT", "port", _port, "7070", "edge: verification API, and /v2 passed on to web"),
     Setting("EDGE_HTTP_PORT", "port", _port, "7080", "edge: HTTP of deployed apps"),
