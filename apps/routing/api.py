@@ -5,6 +5,7 @@ from typing import Any
 from apps.projects import queries
 from apps.projects.models import Environment
 from apps.routing import policies
+from edge.sentinel.jwtauth import KEY_TYPES, MOST_SKEW_MS
 from unkey import errors
 from unkey.rpc.authorization import T
 from unkey.rpc.call import Call
@@ -61,23 +62,51 @@ IDENTIFIER = obj(
     },
     exactly_one=("remoteIp", "header", "authenticatedSubject", "path", "principalField"),
 )
+LOCATIONS = array(
+    obj(
+        {
+            "bearer": optional(obj({})),
+            "header": optional(obj({"name": string(1, 256), "stripPrefix": optional(string(0, 256))})),
+            "queryParam": optional(obj({"name": string(1, 256)})),
+        },
+        exactly_one=("bearer", "header", "queryParam"),
+    )
+)
+JWTAUTH = obj(
+    {
+        "jwksUri": optional(string(1, 2048)),
+        "oidcIssuer": optional(string(1, 2048)),
+        "publicKeyPem": optional(string(1, 16384)),
+        "issuer": optional(string(1, 2048)),
+        "audiences": optional(array(string(1, 2048), most=20)),
+        "algorithms": optional(array(string(choices=tuple(KEY_TYPES)), least=1)),
+        "subjectClaim": optional(string(1, 256)),
+        "requiredClaims": optional(array(string(1, 256), most=20)),
+        "forwardClaims": optional(array(string(1, 256), most=50)),
+        "allowAnonymous": optional(boolean()),
+        "clockSkewMs": optional(integer(0, MOST_SKEW_MS)),
+        "jwksCacheMs": optional(integer(0)),
+        "locations": optional(LOCATIONS),
+    },
+    exactly_one=("jwksUri", "oidcIssuer", "publicKeyPem"),
+)
+BASICAUTH = obj(
+    {
+        "credentials": array(
+            obj({"username": string(1, 256), "passwordHash": string(1, 512)}), least=1, most=100
+        )
+    }
+)
+IP_RULES = obj(
+    {
+        "allow": optional(array(string(1, 64), most=1000)),
+        "deny": optional(array(string(1, 64), most=1000)),
+    }
+)
 KEYAUTH = obj(
     {
         "keyspaces": array(string(1, 256), least=1, most=5),
-        "locations": optional(
-            array(
-                obj(
-                    {
-                        "bearer": optional(obj({})),
-                        "header": optional(
-                            obj({"name": string(1, 256), "stripPrefix": optional(string(0, 256))})
-                        ),
-                        "queryParam": optional(obj({"name": string(1, 256)})),
-                    },
-                    exactly_one=("bearer", "header", "queryParam"),
-                )
-            )
-        ),
+        "locations": optional(LOCATIONS),
         "permissionQuery": optional(string(0, 1000)),
         "ratelimits": optional(
             array(
@@ -113,6 +142,9 @@ LOGGING = obj(
 _MATCHES = array(MATCH, most=10)
 _RULES: dict[str, Schema | Field] = {
     "keyauth": optional(KEYAUTH),
+    "jwtauth": optional(JWTAUTH),
+    "basicauth": optional(BASICAUTH),
+    "ipRules": optional(IP_RULES),
     "ratelimit": optional(RATELIMIT),
     "firewall": optional(obj({"action": string(choices=("ACTION_DENY",))})),
     "openapi": optional(obj({})),

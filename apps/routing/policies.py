@@ -13,11 +13,12 @@ from django.db.models import Q
 from apps.audit import services as audit
 from apps.keys.models import KeySpace
 from apps.projects.models import Environment
+from edge.sentinel.engine import why_unsupported
 from unkey import clock, errors, ids
 from unkey.actors import Actor
 from unkey.errors import Violation
 
-KINDS = ("keyauth", "ratelimit", "firewall", "openapi", "logging")
+KINDS = ("keyauth", "jwtauth", "basicauth", "ipRules", "ratelimit", "firewall", "openapi", "logging")
 
 Policy = dict[str, Any]
 
@@ -104,7 +105,7 @@ def _refuse(faults: list[Violation]) -> None:
 
 
 def _faults(policy: Policy, here: str, *, needs_rule: bool) -> list[Violation]:
-    """Return what a schema cannot say: the number of rules, and patterns that do not compile."""
+    """Return what a schema cannot say: the number of rules, and what no edge could evaluate."""
     found: list[Violation] = []
     rules = [kind for kind in KINDS if kind in policy]
     if len(rules) > 1 or (needs_rule and not rules):
@@ -115,6 +116,9 @@ def _faults(policy: Policy, here: str, *, needs_rule: bool) -> list[Violation]:
                 "Split it into several policies." if rules else "Add the rule that it should enforce.",
             )
         )
+    for kind in ("jwtauth", "basicauth", "ipRules"):
+        if policy.get(kind) is not None and (reason := why_unsupported(kind, policy[kind])):
+            found.append(Violation(reason, f"{here}.{kind}"))
     matches = policy.get("match")
     for place, match in enumerate(matches if isinstance(matches, list) else []):
         for field, key in (("path", "path"), ("header", "value"), ("queryParam", "value")):

@@ -1,15 +1,18 @@
 """The policy engine: a deployment's policies, compiled once per version, asked in order for each request.
 
-    engine = compile_policies(sentinel.policies, workspace_id=…, verifier=…, limiter=…)
+    engine = compile_policies(sentinel.policies, workspace_id=…, verifier=…, limiter=…, open_keys=…)
     decision = engine.decide(call)            # Allow | Refuse, awaitable if a key must be read first
 
 What is enabled and cannot be evaluated fails closed: every request is refused by 422.
 """
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from edge.sentinel.basicauth import BasicAuth
 from edge.sentinel.decision import Allow, Call, Decision, Refuse, Rule, State, Unsupported
+from edge.sentinel.iprules import IpRules
+from edge.sentinel.jwtauth import JwtAuth, OpenKeys, StaticKeys
 from edge.sentinel.keyauth import Keyauth, Verify
 from edge.sentinel.match import Condition, compile_match
 from edge.sentinel.ratelimit import Ratelimit
@@ -94,9 +97,17 @@ def _refusal(fault: Fault, state: State) -> Refuse:
 
 
 def compile_policies(
-    policies: Sequence[Any], *, workspace_id: str, verifier: Verify, limiter: Limiter
+    policies: Sequence[Any], *, workspace_id: str, verifier: Verify, limiter: Limiter, open_keys: OpenKeys
 ) -> Engine:
-    """Compile what `gateway.setPolicies` stored; policies that are not enabled are left out."""
+    """Compile what `gateway.setPolicies` stored; policies that are not enabled are left out.
+
+    Args:
+        policies: in order.
+        workspace_id: whose counters the rate limits are.
+        verifier: finds and verifies API keys.
+        limiter: holds the counters.
+        open_keys: where the key sets of tokens are fetched.
+    """
     compiled = []
     for policy in policies:
         if not isinstance(policy, dict):
@@ -104,7 +115,7 @@ def compile_policies(
         if policy.get("enabled") is not True:
             continue
         try:
-            rule = _rule(policy, workspace_id, verifier, limiter)
+            rule = _rule(policy, workspace_id, verifier, limiter, open_keys)
             if rule is not None:
                 compiled.append(_Policy(compile_match(policy.get("match")), rule))
         except Unsupported as error:
@@ -112,7 +123,25 @@ def compile_policies(
     return Engine(tuple(compiled))
 
 
-def _rule(policy: dict[str, Any], workspace_id: str, verifier: Verify, limiter: Limiter) -> Rule | None:
+def why_unsupported(kind: str, body: Any) -> str:
+    """Return why no edge can evaluate a `jwtauth`, `basicauth` or `ipRules` policy; empty if every one can."""
+    try:
+        _OF_A_REQUEST[kind](body, lambda url, issuer, cache_ms: StaticKeys(()))
+    except Unsupported as error:
+        return str(error)
+    return ""
+
+
+_OF_A_REQUEST: dict[str, Callable[[Any, OpenKeys], Rule]] = {
+    "jwtauth": JwtAuth,
+    "basicauth": lambda body, _: BasicAuth(body),
+    "ipRules": lambda body, _: IpRules(body),
+}
+
+
+def _rule(
+    policy: dict[str, Any], workspace_id: str, verifier: Verify, limiter: Limiter, open_keys: OpenKeys
+) -> Rule | None:
     kinds = [kind for kind, body in policy.items() if kind not in _DESCRIPTION and body is not None]
     if len(kinds) != 1:
         raise Unsupported(f"it needs exactly one kind, not {', '.join(kinds) or 'none'}")
@@ -122,6 +151,8 @@ def _rule(policy: dict[str, Any], workspace_id: str, verifier: Verify, limiter: 
         raise Unsupported(f"{kind} is not an object")
     if kind == "keyauth":
         return Keyauth(body, verifier)
+    if kind in _OF_A_REQUEST:
+        return _OF_A_REQUEST[kind](body, open_keys)
     if kind == "ratelimit":
         return Ratelimit(body, str(policy.get("id") or policy.get("name")), workspace_id, limiter)
     if kind == "firewall":

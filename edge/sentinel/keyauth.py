@@ -1,15 +1,16 @@
 """The keyauth policy: an API key, taken from the request, must verify (reference, api.md 6.7 and 6.8)."""
 
 import hashlib
-import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from math import inf
 from typing import Any, Protocol, cast
 
 import msgspec
 
+from edge.sentinel.credentials import compile_locations
 from edge.sentinel.decision import Call, Rate, State, Unsupported
-from edge.sentinel.match import field, query_values
+from edge.sentinel.match import field
+from edge.sentinel.principal import principal_line
 from edge.verify.permissions import Query, parse
 from edge.verify.steps import (
     INSUFFICIENT_PERMISSIONS,
@@ -35,7 +36,6 @@ from unkey.errors import (
     UsageExceeded,
 )
 
-Location = Callable[[Call], str | None]
 _REMEMBERED = 10_000
 
 
@@ -77,7 +77,7 @@ class Keyauth:
         if not isinstance(spaces, list) or not spaces or not all(isinstance(each, str) for each in spaces):
             raise Unsupported("keyauth names no key space")
         self._spaces = frozenset(spaces)
-        self._locations = tuple(_location(each) for each in body.get("locations") or [{"bearer": {}}])
+        self._locations = compile_locations(body.get("locations"))
         self._query = _query(field(body, "permissionQuery"))
         self._demands = tuple(_demand(each) for each in body.get("ratelimits") or [])
         credits = body.get("credits")
@@ -205,54 +205,7 @@ def _described(subject: Subject, credits: int | None) -> tuple[dict[str, Any], b
             "meta": subject.identity.meta or {},
         }
     principal["source"] = {"key": source}
-    text = msgspec.json.encode(principal)
-    if not text.isascii() or b"\x7f" in text:  # a header holds visible ASCII only
-        text = json.dumps(principal, separators=(",", ":")).replace("\x7f", "\\u007f").encode("ascii")
-    return principal, b"X-Unkey-Principal: %b\r\n" % text
-
-
-def _location(location: Any) -> Location:
-    if not isinstance(location, dict):
-        raise Unsupported("a keyauth location is not an object")
-    if location.get("bearer") is not None:
-        return _bearer
-    header = location.get("header")
-    if isinstance(header, dict) and isinstance(header.get("name"), str):
-        return _in_header(header["name"], field(header, "stripPrefix") or "")
-    query = field(location, "queryParam")
-    if isinstance(query, dict) and isinstance(query.get("name"), str):
-        return _in_query(query["name"])
-    raise Unsupported("a keyauth location is neither bearer nor header nor queryParam")
-
-
-def _bearer(call: Call) -> str | None:
-    value = call.header(b"authorization")
-    if value is None or value[:7].lower() != b"bearer ":
-        return None
-    return value[7:].strip(b" \t").decode("latin-1")
-
-
-def _in_header(name: str, prefix: str) -> Location:
-    lower = name.lower().encode("latin-1", "replace")
-    folded = prefix.lower()
-
-    def look(call: Call) -> str | None:
-        value = call.header(lower)
-        if value is None:
-            return None
-        text = value.decode("latin-1")
-        if not folded:
-            return text
-        return text[len(folded) :] if text.lower().startswith(folded) and len(text) > len(folded) else None
-
-    return look
-
-
-def _in_query(name: str) -> Location:
-    def look(call: Call) -> str | None:
-        return next((value for value in query_values(call.query, name) if value), None)
-
-    return look
+    return principal, principal_line(principal)
 
 
 def _query(text: Any) -> Query | None:

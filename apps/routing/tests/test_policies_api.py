@@ -9,6 +9,7 @@ from apps.keys.models import Api
 from unkey.rpc.testing import Tenant
 from unkey.tenancy import unscoped
 
+BCRYPT = "$2b$04$" + "a" * 53
 ENV = {"project": "shop", "app": "api", "environment": "production"}
 
 
@@ -66,6 +67,19 @@ def test_every_kind_is_kept_as_it_was_sent_in_order_with_new_ids(tenant: Tenant,
         ),
         named("limit", ratelimit={"limit": 5, "windowMs": 1000, "identifiers": [{"remoteIp": {}}, {"path": {}}]}),
         named("one", ratelimit={"limit": 5, "windowMs": 1, "identifier": {"principalField": {"path": "a.b"}}}),
+        named(
+            "tokens",
+            jwtauth={
+                "oidcIssuer": "https://issuer.test",
+                "audiences": ["api"],
+                "algorithms": ["ES256"],
+                "requiredClaims": [],
+                "clockSkewMs": 5000,
+                "locations": [{"bearer": {}}],
+            },
+        ),
+        named("people", basicauth={"credentials": [{"username": "ali", "passwordHash": BCRYPT}]}),
+        named("places", ipRules={"allow": ["192.0.2.0/24", "2001:db8::/32"], "deny": ["192.0.2.1"]}),
         {"name": "wall", "enabled": False, "firewall": {"action": "ACTION_DENY"}},
         named("spec", openapi={}),
         named("log", logging={"query": True}),
@@ -74,7 +88,7 @@ def test_every_kind_is_kept_as_it_was_sent_in_order_with_new_ids(tenant: Tenant,
     first = listed(tenant)
     ids = [policy.pop("id") for policy in first]
     assert all(identifier.startswith("pol_") for identifier in ids)
-    assert len(set(ids)) == 6
+    assert len(set(ids)) == 9
     wanted[-1]["logging"] = {
         "requestHeaders": False,
         "responseHeaders": False,
@@ -134,7 +148,17 @@ def test_key_spaces_of_others_and_of_deleted_apis_do_not_exist(
          "body.policies[0].match[0].header.value.regex"),
         (named("x", openapi={}, match=[{"queryParam": {"name": "a", "present": False}}]),
          "body.policies[0].match[0].queryParam.present"),
-        (named("x", openapi={}, jwtauth={}), "body.policies[0].jwtauth"),
+        (named("x", jwtauth={}), "body.policies[0].jwtauth"),
+        (named("x", jwtauth={"publicKeyPem": "none"}), "body.policies[0].jwtauth"),
+        (named("x", jwtauth={"jwksUri": "https://a.test", "algorithms": ["none"]}),
+         "body.policies[0].jwtauth.algorithms[0]"),
+        (named("x", jwtauth={"jwksUri": "https://a.test", "algorithms": ["HS256", "RS256"]}),
+         "body.policies[0].jwtauth"),
+        (named("x", basicauth={"credentials": [{"username": "a", "passwordHash": "secret"}]}),
+         "body.policies[0].basicauth"),
+        (named("x", ipRules={}), "body.policies[0].ipRules"),
+        (named("x", ipRules={"deny": ["300.0.0.0/8"]}), "body.policies[0].ipRules"),
+        (named("x", openapi={}, mtls={}), "body.policies[0].mtls"),
     ],
 )  # fmt: skip
 def test_faulty_policies_are_refused_and_the_old_ones_stay(

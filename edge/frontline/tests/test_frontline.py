@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 
+import bcrypt
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -67,8 +68,6 @@ def test_codes_of_what_cannot_be_served(rig, records, frontline):
     assert refused(client) == (503, "capacity:deployment_offline")
     records.guard("d_1")
     assert refused(client) == (503, "capacity:no_running_instances")
-    records.run("d_1", "127.0.0.1:1", region="elsewhere")
-    assert refused(client) == (503, "capacity:no_running_instances")
     records.run("d_1", f"127.0.0.1:{free_port()}")
     assert refused(client) == (503, "upstream:service_unavailable")
     records.guard("d_1", {"name": "x", "enabled": True, "jwtauth": {}})
@@ -93,6 +92,32 @@ def test_a_policy_refuses_before_the_app_is_asked(rig, records, frontline):
     assert refused(client, keyed) == (401, "client:invalid_key")
     assert origin.seen == []
     assert client.send(b"GET /_unkey/internal/health HTTP/1.1\r\nHost: x\r\n\r\n").answer()[2] == b"OK"
+
+
+def test_policies_that_name_the_caller_tell_the_app_who_calls(rig, records, frontline):
+    origin = rig.origin()
+    records.switch(HOST, "d_1")
+    hashed = bcrypt.hashpw(b"sesame", bcrypt.gensalt(4)).decode()
+    people = {"credentials": [{"username": "ali", "passwordHash": hashed}]}
+    records.guard(
+        "d_1",
+        {"name": "places", "enabled": True, "ipRules": {"deny": ["192.0.2.0/24"], "allow": ["127.0.0.0/8"]}},
+        {"name": "people", "enabled": True, "basicauth": people},
+    )
+    records.run("d_1", origin)
+    client = rig.client(frontline())
+    status, headers, _ = client.send(GET).answer()
+    assert (status, headers["www-authenticate"]) == (401, 'Basic realm="restricted", charset="UTF-8"')
+    wrong = GET.replace(b"\r\n\r\n", b"\r\nAuthorization: Basic YWxpOm9wZW4=\r\n\r\n")
+    assert refused(client, wrong) == (401, "client:invalid_password")
+    assert origin.seen == []
+    right = GET.replace(
+        b"\r\n\r\n", b"\r\nAuthorization: Basic YWxpOnNlc2FtZQ==\r\nX-Unkey-Principal: me\r\n\r\n"
+    )
+    assert client.send(right).answer()[0] == 200
+    assert [json.loads(value)["subject"] for value in origin.seen[-1].get("x-unkey-principal")] == ["ali"]
+    records.guard("d_1", {"name": "places", "enabled": True, "ipRules": {"deny": ["127.0.0.0/8"]}})
+    assert refused(client) == (403, "client:address_denied")
 
 
 def test_requests_are_spread_over_instances_and_move_when_they_do(rig, records, frontline):

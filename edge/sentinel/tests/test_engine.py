@@ -93,7 +93,12 @@ def engine(*policies, keys=None, limiter=None):
         workspace_id="ws_1",
         verifier=keys or Keys({}),
         limiter=Limiter() if limiter is None else limiter,
+        open_keys=no_keys,
     )
+
+
+def no_keys(url, issuer, cache_ms):
+    raise AssertionError("no policy here fetches keys")
 
 
 def decide(engine, call):
