@@ -1,4 +1,4 @@
-"""`make demo`: deploys a real program, guards it by a key, serves it, and rolls it back.
+"""`make demo`: deploys a real program, guards it, serves it, breaks it, rolls it back, lets it sleep.
 
 Everything after the first root key goes through the public interfaces: the `unkey` command and `/v2`.
 Writes `var/demo.json`; with KEEP=1 the system is left running (`make down` stops it).
@@ -38,6 +38,14 @@ PORT_SETTINGS = {
 START_SECONDS = 90
 SWITCH_SECONDS = 10
 CALLERS = 4
+# What a demo need not wait for: previews sleep after 6 hours without requests.
+SHORTENED = {"PREVIEW_IDLE_SECONDS": "3"}
+BROKEN = """
+import sys, time
+print("connecting to postgres://db:5432", flush=True)
+time.sleep(0.2)
+sys.exit("no answer from postgres://db:5432: is DATABASE_URL right?")
+"""
 
 
 class DemoFailed(Exception):
@@ -62,6 +70,10 @@ class Story:
             raise
         self.timings[name] = round(time.monotonic() - began, 3)
         print(f"{self.timings[name]:.2f} s", flush=True)
+
+    def note(self, text: str) -> None:
+        """Print what came of the step before."""
+        print(f"      {text}", flush=True)
 
 
 def expect(condition: bool, message: str) -> None:
@@ -256,6 +268,17 @@ class Visitor:
         connection.sock = context.wrap_socket(raw, server_hostname=self.host)
         return connection
 
+    def wake(self) -> tuple[int, str]:
+        """Return the status of a GET, and how long it was held until the deployment was awake."""
+        connection = self.connect()
+        try:
+            connection.request("GET", "/", headers={"Host": self.host, "Accept": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+            return answer.status, answer.headers.get("X-Unkey-Wake", "")
+        finally:
+            connection.close()
+
     def fetch(self, connection: http.client.HTTPConnection, path: str, key: str | None) -> tuple[int, Any]:
         """Return the status and the JSON body of a GET on an open connection."""
         headers = {"Host": self.host, "Accept": "application/json"}
@@ -377,7 +400,7 @@ def run(story: Story, system: System) -> dict[str, Any]:
         again = platform.call(
             "deployments.createDeployment", {**place, "deployment": {"deploymentId": first["deploymentId"]}}
         )
-        _until_ready(platform, again["deploymentId"])
+        _until_status(platform, again["deploymentId"], "ready")
     with story.step("guard", "call without a key: 401; with it: 200; by HTTPS: 200"):
         _until(lambda: visitor.get("/")[0] == 401, "a call without a key is not refused")
         expect(visitor.get("/", "unknown_key")[0] == 401, "an unknown key is not refused")
@@ -401,6 +424,11 @@ def run(story: Story, system: System) -> dict[str, Any]:
             with story.step("deploy_2", "deploy version 2 under load"):
                 second = platform.unkey("deploy", folder, *options)
                 visitor.until_version("2", key)
+        broken, preview, queued = _break(story, platform, second["image"], options, place)
+        expect(visitor.get("/", key)[1]["version"] == "2", "the failed deployment has changed what is served")
+        preview_visitor = system.visitor(min(preview["domains"], key=len))
+        with story.step("preview", f"call {preview_visitor.host}"):
+            preview_visitor.until_version("2", None)
         with story.step("rollback", "roll back, see version 1"):
             platform.unkey("rollback", again["deploymentId"], *options)
             visitor.until_version("1", key)
@@ -409,6 +437,14 @@ def run(story: Story, system: System) -> dict[str, Any]:
             visitor.until_version("2", key)
     finally:
         background.stop()
+    with story.step(
+        "sleep", f"nobody calls the preview for {SHORTENED['PREVIEW_IDLE_SECONDS']} s: it sleeps"
+    ):
+        _until_status(platform, preview["id"], "stopped")
+    with story.step("wake", "call it: the request is held while it wakes"):
+        status, woken = preview_visitor.wake()
+        expect(status == 200 and woken != "", f"the preview did not wake: {status} {woken}")
+    story.note(f"200, X-Unkey-Wake: {woken}")
     facts = {
         "web_url": system.url("WEB_PORT"),
         "api_url": system.url("EDGE_API_PORT"),
@@ -420,6 +456,10 @@ def run(story: Story, system: System) -> dict[str, Any]:
         "app": app,
         "environment": environment,
         "host": host,
+        "preview_host": preview_visitor.host,
+        "failed": {"deployment_id": broken["id"], **broken["error"]},
+        "queued": queued,
+        "wake": woken,
         "key": key,
         "admin_user": "admin",
         "admin_password": password,
@@ -442,8 +482,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     story = Story()
     system = System(VAR)
+    system.environ = SHORTENED | system.environ
     began = time.monotonic()
-    print("unkey demo: one program, deployed, guarded, rolled back\n")
+    print("unkey demo: one program, deployed, guarded, broken, rolled back, asleep and awake again\n")
     try:
         facts = run(story, system)
         if not keep:
@@ -489,13 +530,46 @@ def _create_project(platform: Platform, slug: str) -> bool:
     return platform.call("projects.createProject", body, status=(200, 409)) is not None
 
 
-def _until_ready(platform: Platform, deployment: str) -> None:
-    def ready() -> bool:
-        row = platform.call("deployments.getDeployment", {"deploymentId": deployment})
-        expect(row["status"] != "failed", f"deployment failed: {row.get('error')}")
-        return bool(row["status"] == "ready")
+def _break(
+    story: Story, platform: Platform, image: str, options: tuple[str, ...], place: dict[str, str]
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Deploy a broken version, and a preview that waits for its turn; returns both and what it waited for."""
+    with tempfile.TemporaryDirectory(prefix="hello-3-") as folder:
+        shutil.copytree(HELLO, folder, dirs_exist_ok=True)
+        (Path(folder) / "app.py").write_text(BROKEN)
+        with story.step("queue", "deploy a broken version and a preview at once: one builds, one waits"):
+            broken = platform.unkey("deploy", folder, "--no-wait", *options)["deploymentId"]
+            asked = {**place, "environment": "preview", "image": {"dockerImage": image}}
+            preview = platform.call("deployments.createDeployment", asked)["deploymentId"]
+            queued: list[str] = []
 
-    _until(ready, f"{deployment} is not ready", 60)
+            def waits() -> bool:
+                steps = platform.call("deployments.listSteps", {"deploymentId": preview})["steps"]
+                queued[:] = [step.get("message", "") for step in steps if step["step"] == "queued"]
+                return bool(queued and queued[0])
+
+            _until(waits, "the preview does not wait for a build slot")
+    story.note(f"preview: {queued[0]}")
+    with story.step("failed", "the broken one fails and says why; version 2 keeps serving"):
+        failed = _until_status(platform, broken, "failed")
+    story.note(failed["error"]["message"].splitlines()[-1])
+    with story.step("next", "the preview builds, and has a host name of its own"):
+        ready = _until_status(platform, preview, "ready")
+    return failed, ready, queued[0]
+
+
+def _until_status(platform: Platform, deployment: str, status: str) -> dict[str, Any]:
+    """Wait for a deployment to reach a status; returns it."""
+    found: list[dict[str, Any]] = []
+
+    def reached() -> bool:
+        row = platform.call("deployments.getDeployment", {"deploymentId": deployment})
+        expect(status == "failed" or row["status"] != "failed", f"deployment failed: {row.get('error')}")
+        found[:] = [row]
+        return bool(row["status"] == status)
+
+    _until(reached, f"{deployment} is not {status}", 60)
+    return found[0]
 
 
 def _until(holds: Callable[[], bool], otherwise: str, seconds: float = SWITCH_SECONDS) -> None:
