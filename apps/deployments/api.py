@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from apps.deployments import gates, lifecycle, logs, queries, services
+from apps.deployments import compatibility, gates, lifecycle, logs, openapi, queries, services
 from apps.deployments.models import Deployment
 from apps.projects import queries as projects
 from apps.routing import queries as routing
@@ -354,6 +354,88 @@ def get_last_request(call: Call) -> JSON:
     return _show_request(found) if found is not None else {}
 
 
+# The OpenAPI documents that deployments served.
+
+
+@route(
+    "deployments.getOpenapiSpec",
+    request=obj({"deploymentId": _ID}),
+    response=obj(
+        {
+            "deploymentId": string(),
+            "path": string(about="where the deployment served it"),
+            "digest": string(about="SHA-256 of the content"),
+            "content": string(about="JSON or YAML, as it was served"),
+            "fault": optional(string(about="why it cannot be compared")),
+            "createdAt": integer(0),
+        }
+    ),
+    permission=_READ,
+    errors=[errors.DeploymentNotFound, errors.OpenapiSpecNotFound],
+)
+def get_openapi_spec(call: Call) -> JSON:
+    """Return the OpenAPI document that a deployment served when it got ready."""
+    deployment = _deployment(call)
+    spec = compatibility.find_spec(deployment)
+    shown = {
+        "deploymentId": deployment.id,
+        "path": spec.path,
+        "digest": spec.digest,
+        "content": spec.text,
+        "createdAt": clock.to_ms(spec.created_at),
+    }
+    return shown | ({"fault": spec.fault} if spec.fault else {})
+
+
+_COUNTS = obj({"added": integer(0), "deleted": integer(0), "modified": integer(0)})
+
+
+@route(
+    "deployments.getOpenapiDiff",
+    request=obj(
+        {
+            "oldDeploymentId": _ID,
+            "newDeploymentId": _ID,
+            "format": optional(string(choices=("text", "markdown"), about="add a report for people")),
+        }
+    ),
+    response=obj(
+        {
+            "summary": obj(
+                {
+                    "diff": boolean(),
+                    "details": obj({"endpoints": _COUNTS, "paths": _COUNTS, "schemas": _COUNTS}),
+                }
+            ),
+            "hasBreakingChanges": boolean(),
+            "changes": array(
+                obj(
+                    {
+                        "id": string(about="name of the check, as oasdiff has it"),
+                        "text": string(),
+                        "level": integer(1, 3, about="1 information, 2 warning, 3 breaks clients"),
+                        "operation": string(about="method; empty for what belongs to no operation"),
+                        "operationId": string(),
+                        "path": string(),
+                        "pointer": string(about="JSON pointer; into the earlier document for what is gone"),
+                    }
+                )
+            ),
+            "report": optional(string()),
+        }
+    ),
+    permission=_READ,
+    errors=[errors.DeploymentNotFound, errors.OpenapiSpecNotFound],
+)
+def get_openapi_diff(call: Call) -> JSON:
+    """Say how the APIs of two deployments differ, and what of it breaks clients of the old one."""
+    old, new = (_deployment(call, name) for name in ("oldDeploymentId", "newDeploymentId"))
+    report = compatibility.compare(old, new)
+    shown = openapi.as_json(report)
+    written = {"text": openapi.as_text, "markdown": openapi.as_markdown}.get(call.body.get("format", ""))
+    return shown | ({"report": written(report)} if written else {})
+
+
 # What `unkey deploy`, `unkey logs` and `unkey ps` show.
 
 
@@ -462,9 +544,9 @@ def list_instances(call: Call) -> JSON:
     ]
 
 
-def _deployment(call: Call) -> Deployment:
+def _deployment(call: Call, name: str = "deploymentId") -> Deployment:
     """Find the deployment that a call names; whoever may not touch it does not learn that it exists."""
-    deployment = queries.find(call.body["deploymentId"])
+    deployment = queries.find(call.body[name])
     call.authorize(
         project=deployment.project_id,
         app=deployment.app_id,

@@ -73,6 +73,7 @@ ENVIRONMENT = obj(
         "description": string(),
         "kind": string(choices=("production", "preview")),
         "deleteProtection": boolean(),
+        "refuseBreakingChanges": boolean(),
         **_TIMES,
         "runtime": optional(
             obj(
@@ -481,6 +482,7 @@ _SETTINGS: dict[str, Schema] = {
     "upstreamProtocol": string(choices=_PROTOCOLS),
     "openapiSpecPath": nullable(string(1, 512, pattern=_PATH)),
     "regions": array(REGION, least=1, most=5),
+    "refuseBreakingChanges": boolean(),
 }
 
 
@@ -521,6 +523,7 @@ def update_settings(call: Call) -> JSON:
         shutdown_signal="shutdownSignal",
         upstream_protocol="upstreamProtocol",
         openapi_spec_path="openapiSpecPath",
+        refuse_breaking_changes="refuseBreakingChanges",
     )
     services.update_settings(environment, changes, actor=call.actor, **others)
     return {}
@@ -582,6 +585,7 @@ def _show_environment(row: Environment) -> dict[str, Any]:
         "description": row.description,
         "kind": row.kind,
         "deleteProtection": row.delete_protection,
+        "refuseBreakingChanges": row.refuse_breaking_changes,
         **_times(row),
         "runtime": {name: value for name, value in runtime.items() if value is not None},
         "build": {name: value for name, value in build.items() if value is not None},

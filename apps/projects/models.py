@@ -91,6 +91,11 @@ class Environment(Tenant):
     auto_deploy = models.BooleanField(default=True)
 
     policies = models.JSONField(default=list, blank=True)
+    refuse_breaking_changes = models.BooleanField(
+        default=False,
+        db_default=False,
+        help_text="a deployment whose OpenAPI document breaks clients of the live one does not become live",
+    )
 
     class Meta:
         constraints = [

@@ -20,6 +20,8 @@ pytestmark = pytest.mark.django_db
 OURS = {
     # Beyond the published API.
     "deployments.getLogs",
+    "deployments.getOpenapiDiff",
+    "deployments.getOpenapiSpec",
     "deployments.listInstances",
     "deployments.approveDeployment",
     "deployments.cancelDeployment",
