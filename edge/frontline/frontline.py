@@ -6,16 +6,19 @@ next request, and a request in flight ends where it began.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
+from edge.frontline.jwks import KeySets
 from edge.frontline.lookup import Lookup
+from edge.frontline.regions import Regions
 from edge.frontline.waking import Ask, Doze, Waker
 from edge.http.proxy import forward
 from edge.http.request import Request
 from edge.http.upstream import Pool
 from edge.sentinel.decision import Allow, Decision, Refuse
 from edge.sentinel.engine import Engine, compile_policies
+from edge.sentinel.jwtauth import OpenKeys
 from edge.sentinel.keyauth import Verify
 from edge.verify.limiter import Limiter
 from unkey.errors import (
@@ -37,7 +40,10 @@ _ANSWERING = ("running", "standby", "waking")
 
 
 class Gate:
-    """What stands before one deployment: its compiled policies and where its instances are."""
+    """What stands before one deployment: its compiled policies and where its instances are.
+
+    `addresses` are those of this region, then those of the next one, and so on.
+    """
 
     __slots__ = ("addresses", "deployment_id", "doze", "engine", "refusal")
 
@@ -45,7 +51,7 @@ class Gate:
         self,
         deployment_id: str,
         engine: Engine,
-        addresses: tuple[str, ...],
+        addresses: tuple[tuple[str, ...], ...],
         refusal: Fault | None,
         doze: Doze,
     ) -> None:
@@ -65,11 +71,13 @@ class Frontline:
         limiter: counters of ratelimit policies.
         pool: connections to instances.
         edge_id: told to apps and clients.
-        region: told to apps and clients; instances elsewhere are not reached from here.
+        region: told to apps and clients; instances elsewhere are a second choice.
         redirect_port: answer plain HTTP by a redirect to HTTPS on this port; None: serve it.
         wake: asks the control plane to wake a sleeping deployment; None: nobody does.
         hold_seconds: how long a request for one is held.
         hold_most: how many such requests are held at once.
+        nearest: the other regions by their distance from each region, where that is configured.
+        open_keys: where key sets of tokens are fetched; None: from public addresses.
 
     Attributes:
         used: deployments that requests were sent to; whoever reports them empties it.
@@ -89,6 +97,8 @@ class Frontline:
         wake: Ask | None = None,
         hold_seconds: float = 30,
         hold_most: int = 500,
+        open_keys: OpenKeys | None = None,
+        nearest: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
         self.used: set[str] = set()
         self.refusals: dict[str, int] = {}
@@ -97,7 +107,8 @@ class Frontline:
         self._verifier = verifier
         self._limiter = limiter
         self._pool = pool
-        self._region = region
+        self._open_keys = open_keys or KeySets().open
+        self._regions = Regions(region, nearest or {})
         self._redirect_port = redirect_port
         self._lines = f"X-Unkey-Frontline-Id: {edge_id}\r\nX-Unkey-Region: {region}\r\n".encode()
         self._gates: dict[str, Gate] = {}
@@ -162,7 +173,7 @@ class Frontline:
         forward(
             request,
             self._pool,
-            self._pool.order(gate.addresses),
+            self._pool.choose(gate.addresses),
             request_lines=lines + decision.request_lines,
             response_lines=lines + response_lines + decision.response_lines,
             refuse=self._refuse,
@@ -190,11 +201,11 @@ class Frontline:
         if len(self._gates) >= _REMEMBERED:
             self._gates.clear()
         sentinel = self._store.sentinel(deployment_id)
-        addresses = tuple(
-            instance.address
-            for instance in self._store.instances(deployment_id)
-            if instance.status == "running" and instance.region == self._region
-        )
+        running: dict[str, list[str]] = {}
+        for instance in self._store.instances(deployment_id):
+            if instance.status == "running":
+                running.setdefault(instance.region, []).append(instance.address)
+        addresses = tuple(tuple(running[region]) for region in self._regions.in_order(running))
         engine = Engine(())
         refusal: Fault | None = None
         doze = Doze.AWAKE
@@ -219,6 +230,7 @@ class Frontline:
                 workspace_id=sentinel.workspace_id,
                 verifier=self._verifier,
                 limiter=self._limiter,
+                open_keys=self._open_keys,
             )
         gate = self._gates[deployment_id] = Gate(deployment_id, engine, addresses, refusal, doze)
         return gate

@@ -8,6 +8,7 @@ import structlog
 
 from edge.frontline.api import Api
 from edge.frontline.frontline import Frontline
+from edge.frontline.jwks import KeySets
 from edge.frontline.operations import Operations
 from edge.frontline.waking import ControlPlane
 from edge.http.limits import Limits
@@ -63,6 +64,8 @@ class Edge:
                 wake=self._control_plane.wake,
                 hold_seconds=env.EDGE_WAKE_SECONDS,
                 hold_most=env.EDGE_WAKE_REQUESTS,
+                nearest=env.NEAREST_REGIONS,
+                open_keys=KeySets(private=env.EDGE_JWKS_PRIVATE).open,
             )
             self.store.report_use_of(frontline.used, self._addresses_in_use)
             self._add("http", "EDGE_HTTP_PORT", frontline.handle)
@@ -177,6 +180,13 @@ class Edge:
         yield name, "counter", "Upstream connections begun.", plain(name, lambda: self.pool.dials)
         name = "unkey_edge_upstream_dial_failures_total"
         yield name, "counter", "Upstream connections failed.", plain(name, lambda: self.pool.dial_failures)
+        name = "unkey_edge_upstream_down"
+        yield (
+            name,
+            "gauge",
+            "Addresses that accept no connection, or are on trial.",
+            plain(name, lambda: len(self.pool.suspects)),
+        )
         name = "unkey_edge_unknown_server_names_total"
         yield (
             name,

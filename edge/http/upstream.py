@@ -1,6 +1,7 @@
 """Connections to instances: kept alive per address, least loaded known, responses read strictly."""
 
 import asyncio
+import itertools
 import logging
 import random
 import time
@@ -22,6 +23,9 @@ _WATCHED = frozenset({
     b"te", b"trailer", b"proxy-authenticate",
 })  # fmt: skip
 _SWEEP_SECONDS = 1.0
+_FIRST_KNOCK = 0.25
+_SLOWEST_KNOCK = 5.0
+_UNWANTED_SECONDS = 60.0
 
 
 class Reading:
@@ -59,9 +63,13 @@ class ResponseHead:
 
 
 class Endpoint:
-    """What the pool knows of one address."""
+    """What the pool knows of one address.
 
-    __slots__ = ("address", "host", "idle", "outstanding", "port")
+    `down`: it accepts no connection. `trial`: it does so again, and has not answered a request yet: it
+    gets one at a time. `wanted_at`: when it was last among the addresses to choose from, while either.
+    """
+
+    __slots__ = ("address", "down", "host", "idle", "outstanding", "port", "trial", "wanted_at")
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -70,6 +78,9 @@ class Endpoint:
         self.port = int(port)
         self.idle: list[UpstreamConnection] = []
         self.outstanding = 0  # exchanges that were sent here and are not over
+        self.down = False
+        self.trial = False
+        self.wanted_at = 0.0
 
 
 class UpstreamConnection(asyncio.Protocol):
@@ -310,6 +321,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.exchange = None
         self.reading = Reading.NOTHING
         self.fresh = False
+        if self.endpoint.trial:
+            self.pool.trust(self.endpoint)
         self.pool.release(self, usable=self.keep_alive and exchange.sent)
         exchange.response_ended()
 
@@ -348,6 +361,7 @@ class Pool:
         self.limits = limits
         self.endpoints: dict[str, Endpoint] = {}
         self.open: set[UpstreamConnection] = set()
+        self.suspects: dict[str, Endpoint] = {}  # those that are down or on trial
         self.dials = 0
         self.dial_failures = 0
         self._connecting: set[asyncio.Task[None]] = set()
@@ -376,6 +390,33 @@ class Pool:
         if endpoint is None:
             endpoint = self.endpoints[address] = Endpoint(address)
         return endpoint
+
+    def choose(self, tiers: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+        """Return the addresses to try: tier by tier, and last of all those that accept no connection.
+
+        Args:
+            tiers: addresses of equal standing, best tier first; none of them empty.
+        """
+        if not self.suspects:
+            first = self.order(tiers[0])
+            return first if len(tiers) == 1 else (*first, *itertools.chain(*map(self.order, tiers[1:])))
+        chosen: list[str] = []
+        busy: list[str] = []
+        down: list[str] = []
+        for tier in tiers:
+            for address in self.order(tier):
+                endpoint = self.suspects.get(address)
+                if endpoint is None:
+                    chosen.append(address)
+                    continue
+                endpoint.wanted_at = time.monotonic()
+                if endpoint.down:
+                    down.append(address)
+                elif endpoint.outstanding:
+                    busy.append(address)
+                else:
+                    chosen.append(address)
+        return (*chosen, *busy, *down)
 
     def order(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
         """Return the addresses to try, first the less loaded of two random ones.
@@ -431,12 +472,45 @@ class Pool:
                 )
         except OSError as error:  # TimeoutError is one
             self.dial_failures += 1
+            self._is_down(endpoint)
             exchange.connect_failed(error)
         except ValueError as error:  # an address that cannot be one
             self.dial_failures += 1
             exchange.connect_failed(OSError(f"{endpoint.address}: {error}"))
         else:
             exchange.connected(connection)
+
+    def _is_down(self, endpoint: Endpoint) -> None:
+        """Send no more requests to an address while there is another, until it accepts connections again."""
+        if endpoint.down:
+            return
+        endpoint.down, endpoint.trial = True, False
+        endpoint.wanted_at = time.monotonic()
+        self.endpoints[endpoint.address] = self.suspects[endpoint.address] = endpoint
+        task = asyncio.get_running_loop().create_task(self._knock(endpoint))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+
+    async def _knock(self, endpoint: Endpoint) -> None:
+        """Try an address that is down, ever less often, as long as somebody wants it."""
+        pause = _FIRST_KNOCK
+        while time.monotonic() - endpoint.wanted_at < _UNWANTED_SECONDS:
+            await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311
+            pause = min(pause * 2, _SLOWEST_KNOCK)
+            try:
+                async with asyncio.timeout(self.limits.connect_seconds):
+                    _, writer = await asyncio.open_connection(endpoint.host, endpoint.port)
+            except OSError:
+                continue
+            writer.transport.abort()
+            endpoint.down, endpoint.trial = False, True
+            return
+        self.trust(endpoint)
+
+    def trust(self, endpoint: Endpoint) -> None:
+        """Hold nothing against an address any more."""
+        endpoint.down = endpoint.trial = False
+        self.suspects.pop(endpoint.address, None)
 
     def release(self, connection: UpstreamConnection, *, usable: bool) -> None:
         """Take a connection back whose exchange is over."""
@@ -454,5 +528,7 @@ class Pool:
         for endpoint in list(self.endpoints.values()):
             while endpoint.idle and endpoint.idle[0].idle_since < oldest:
                 endpoint.idle.pop(0).close()
-            if not endpoint.idle and not endpoint.outstanding:
+            if endpoint.trial and time.monotonic() - endpoint.wanted_at > _UNWANTED_SECONDS:
+                self.trust(endpoint)
+            if not endpoint.idle and not endpoint.outstanding and endpoint.address not in self.suspects:
                 del self.endpoints[endpoint.address]

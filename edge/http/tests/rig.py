@@ -72,9 +72,10 @@ class Origin:
     seen: list[Seen] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     connections: int = 0
+    port: int = 0
 
     def __post_init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", self.port))
         self._open: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
@@ -234,8 +235,8 @@ class Rig:
         self.origins: list[Origin] = []
         self.clients: list[Client] = []
 
-    def origin(self, answer: Callable[[Seen], bytes] = ok, script: Any = None) -> Origin:
-        origin = Origin(answer, script)
+    def origin(self, answer: Callable[[Seen], bytes] = ok, script: Any = None, port: int = 0) -> Origin:
+        origin = Origin(answer, script, port=port)
         self.origins.append(origin)
         return origin
 
