@@ -22,11 +22,12 @@ from apps.console.rest.describing import (
     operation,
 )
 from apps.console.rest.pages import page_of
-from apps.deployments import gates, logs, services
+from apps.deployments import compatibility, gates, logs, openapi, services
 from apps.deployments import queries as known
 from apps.deployments.models import Deployment, Instance
 from apps.projects import queries as projects
 from apps.routing import queries as routing
+from apps.workflows.engine import State, WorkflowRun
 from apps.workspaces.roles import Action
 from unkey import errors
 from unkey.env import env
@@ -97,6 +98,7 @@ class DeploymentSerializer(serializers.Serializer[Any]):
     createdAt = Moment(source="created_at")
     updatedAt = Moment(source="updated_at", allow_null=True)
     finishedAt = Moment(source="finished_at", allow_null=True)
+    asleepSince = Moment(source="asleep_since", allow_null=True, help_text="its next request wakes it")
 
     def get_isCurrent(self, row: Deployment) -> bool:
         return bool(row.app.current_deployment_id == row.id)
@@ -109,7 +111,15 @@ class DeploymentSerializer(serializers.Serializer[Any]):
         return [f"http://{host}{port}" for host in self.context["hosts"][row.id]]
 
     def get_availableActions(self, row: Deployment) -> list[str]:
-        return gates.available_actions(row, row.app)
+        """Return what would be accepted now: also cancel, approve and redeploy."""
+        ended = row.status in Deployment.TERMINAL
+        waits = row.status == Deployment.Status.AWAITING_APPROVAL
+        return [
+            *gates.available_actions(row, row.app),
+            *(["cancel"] if not ended else []),
+            *(["approve"] if waits else []),
+            *(["redeploy"] if row.image else []),
+        ]
 
     @extend_schema_field(FailureSerializer(allow_null=True))
     def get_error(self, row: Deployment) -> Any:
@@ -156,6 +166,7 @@ class InstanceSerializer(serializers.Serializer[Any]):
     address = serializers.CharField()
     status = serializers.ChoiceField(choices=Instance.Status.choices)
     message = serializers.CharField()
+    restarts = serializers.IntegerField()
     createdAt = Moment(source="created_at")
     updatedAt = Moment(source="updated_at")
 
@@ -184,6 +195,95 @@ class LogsSerializer(serializers.Serializer[Any]):
 
     lines = LogLineSerializer(many=True)
     notes = serializers.ListField(child=serializers.CharField(), help_text="which agents did not answer")
+
+
+class AnsweredSerializer(serializers.Serializer[Any]):
+    """A rollback, promote or start that was accepted, and what came of it."""
+
+    runId = serializers.CharField(source="id")
+    kind = serializers.SerializerMethodField()
+    state = serializers.ChoiceField(choices=State.choices)
+    switched = serializers.SerializerMethodField(help_text="whether the routes have moved")
+    message = serializers.SerializerMethodField(help_text="why it failed")
+    requestedAt = Moment(source="created_at")
+    finishedAt = Moment(source="finished_at", allow_null=True)
+
+    def get_kind(self, row: WorkflowRun) -> str:
+        return "start" if row.service == "wake" else row.service
+
+    def get_switched(self, row: WorkflowRun) -> bool:
+        return known.has_switched(row)
+
+    def get_message(self, row: WorkflowRun) -> str:
+        return known.told(row) if row.error_code else ""
+
+
+class RequestSerializer(serializers.Serializer[Any]):
+    """What was asked last."""
+
+    request = AnsweredSerializer(allow_null=True)
+
+
+class SpecSerializer(serializers.Serializer[Any]):
+    """An OpenAPI document."""
+
+    deploymentId = serializers.CharField(source="deployment_id")
+    path = serializers.CharField(help_text="where the deployment served it")
+    digest = serializers.CharField(help_text="SHA-256 of the content")
+    content = serializers.CharField(source="text", help_text="JSON or YAML, as it was served")
+    fault = serializers.CharField(help_text="why it cannot be compared; empty: it can")
+    createdAt = Moment(source="created_at")
+
+
+class CountsSerializer(serializers.Serializer[Any]):
+    """How many."""
+
+    added = serializers.IntegerField()
+    deleted = serializers.IntegerField()
+    modified = serializers.IntegerField()
+
+
+class DetailsSerializer(serializers.Serializer[Any]):
+    """How many of what."""
+
+    endpoints = CountsSerializer()
+    paths = CountsSerializer()
+    schemas = CountsSerializer()
+
+
+class SummarySerializer(serializers.Serializer[Any]):
+    """Whether there is a difference, and how much of one."""
+
+    diff = serializers.BooleanField()
+    details = DetailsSerializer()
+
+
+class ChangeSerializer(serializers.Serializer[Any]):
+    """One change of an API."""
+
+    id = serializers.CharField(help_text="name of the check, as oasdiff has it")
+    text = serializers.CharField()
+    level = serializers.IntegerField(help_text="1 information, 2 warning, 3 breaks clients")
+    operation = serializers.CharField()
+    operationId = serializers.CharField()
+    path = serializers.CharField()
+    pointer = serializers.CharField()
+
+
+class DiffSerializer(serializers.Serializer[Any]):
+    """What an API has changed since an older deployment."""
+
+    summary = SummarySerializer()
+    hasBreakingChanges = serializers.BooleanField()
+    changes = ChangeSerializer(many=True)
+    report = serializers.CharField(allow_null=True, help_text="for people, in the format that was asked for")
+
+
+class DiffQuery(Query):
+    """Since when."""
+
+    since = serializers.CharField(max_length=64, help_text="id of the older deployment")
+    format = serializers.ChoiceField(choices=["text", "markdown"], required=False)
 
 
 class SnapshotSerializer(serializers.Serializer[Any]):
@@ -378,23 +478,86 @@ class Start(ActionView):
         return self.shown()
 
 
+class Cancel(ActionView):
+    """Cancelling."""
+
+    @operation("deployments.cancel", answer=DeploymentDetailSerializer, body=NOTHING, status=202)
+    def post(self, request: Request, workspace: str, deployment: str) -> Response:
+        """End a deployment that is not ready yet; one that has ended stays as it is."""
+        NOTHING.read(request)
+        services.cancel(self.deployment, actor=self.actor)
+        return self.shown()
+
+
+class Approve(ActionView):
+    """Approving."""
+
+    needs = {"POST": Action.APPROVE}
+
+    @operation("deployments.approve", answer=DeploymentDetailSerializer, body=NOTHING, status=202)
+    def post(self, request: Request, workspace: str, deployment: str) -> Response:
+        """Let a deployment that awaits approval begin."""
+        NOTHING.read(request)
+        services.approve(self.deployment, actor=self.actor)
+        return self.shown()
+
+
 class Redeploy(ActionView):
     """Deploying once more."""
 
     needs = {"POST": Action.DEPLOY}
 
-    @operation("deployments.redeploy", answer=DeploymentDetailSerializer, body=NOTHING, status=201)
+    _BODY = Body.of("deployments.redeployDeployment", without=["deploymentId"])
+
+    @operation("deployments.redeploy", answer=DeploymentDetailSerializer, body=_BODY, status=201)
     def post(self, request: Request, workspace: str, deployment: str) -> Response:
         """Deploy the same image with what the environment says now; returns the new deployment."""
-        NOTHING.read(request)
-        row = self.deployment
-        made = services.create_deployment(
-            row.environment,
-            redeploy_of=row,
+        body = self._BODY.read(request)
+        made = services.redeploy(
+            self.deployment,
+            force=body["force"],
             trigger=Deployment.Trigger.API if self.token else Deployment.Trigger.DASHBOARD,
             actor=self.actor,
         )
         return Response(detail(made.id), status=201)
+
+
+class LastRequest(DeploymentView):
+    """The fate of what was asked last."""
+
+    needs = {"GET": Action.READ}
+
+    @operation("deployments.lastRequest", answer=RequestSerializer, query=NoQuery)
+    def get(self, request: Request, workspace: str, deployment: str) -> Response:
+        """Say what came of the last rollback, promote or start of a deployment; null if there was none."""
+        NoQuery().read(request)
+        return Response(RequestSerializer({"request": known.last_request(self.deployment)}).data)
+
+
+class Spec(DeploymentView):
+    """The OpenAPI document of a deployment."""
+
+    needs = {"GET": Action.READ}
+
+    @operation("deployments.openapi", answer=SpecSerializer, query=NoQuery)
+    def get(self, request: Request, workspace: str, deployment: str) -> Response:
+        """Return the OpenAPI document that a deployment served when it got ready."""
+        NoQuery().read(request)
+        return Response(SpecSerializer(compatibility.find_spec(self.deployment)).data)
+
+
+class Diff(DeploymentView):
+    """What an API has changed."""
+
+    needs = {"GET": Action.READ}
+
+    @operation("deployments.openapiDiff", answer=DiffSerializer, query=DiffQuery)
+    def get(self, request: Request, workspace: str, deployment: str) -> Response:
+        """Say how a deployment's API differs from an older one's, and what of it breaks clients."""
+        query = DiffQuery().read(request)
+        report = compatibility.compare(known.find(query["since"]), self.deployment)
+        written = {"text": openapi.as_text, "markdown": openapi.as_markdown}.get(query.get("format", ""))
+        return Response({**openapi.as_json(report), "report": written(report) if written else None})
 
 
 class Snapshots(WorkspaceView):

@@ -178,17 +178,17 @@ class Query(serializers.Serializer[Any]):
         unknown = sorted(set(request.query_params) - known)
         bound = type(self)(data=request.query_params)
         bound.is_valid()
-        found = [
-            Violation(str(message), f"query.{name}")
-            for name, messages in bound.errors.items()
-            for message in messages
-        ]
         choices = ", ".join(sorted(known)) or "none"
-        found += [
+        found = [
             Violation(
                 f"{name[:64]} is not a parameter", f"query.{name[:64]}", f"The parameters are: {choices}."
             )
             for name in unknown
+        ]
+        found += [
+            Violation(str(message), f"query.{name}")
+            for name, messages in bound.errors.items()
+            for message in messages
         ]
         if found:
             raise errors.InvalidInput(found[0].message, violations=tuple(found))

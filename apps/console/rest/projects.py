@@ -1,5 +1,6 @@
 """Projects, apps, environments: their settings, regions, variables and policies."""
 
+import re
 from typing import Any
 
 from django.db import transaction
@@ -104,6 +105,7 @@ class EnvironmentSerializer(serializers.Serializer[Any]):
     runtime = RuntimeSerializer(source="*")
     build = BuildSerializer(source="*")
     regions = RegionalSerializer(many=True)
+    refuseBreakingChanges = serializers.BooleanField(source="refuse_breaking_changes")
     createdAt = Moment(source="created_at")
     updatedAt = Moment(source="updated_at", allow_null=True)
 
@@ -300,23 +302,7 @@ class Settings(EnvironmentView):
                 services.RegionReplicas(item["name"], item["replicas"]["min"], item["replicas"]["max"])
                 for item in body["regions"]
             ]
-        changes = present(
-            body,
-            dockerfile="dockerfile",
-            root_directory="rootDirectory",
-            build_command="buildCommand",
-            watch_paths="watchPaths",
-            auto_deploy="autoDeploy",
-            port="port",
-            memory_mib="memoryMib",
-            storage_mib="storageMib",
-            command="command",
-            healthcheck="healthcheck",
-            shutdown_signal="shutdownSignal",
-            upstream_protocol="upstreamProtocol",
-            openapi_spec_path="openapiSpecPath",
-            refuse_breaking_changes="refuseBreakingChanges",
-        )
+        changes = {_column(name): body[name] for name in body.keys() - {"vCpus", "regions"}}
         services.update_settings(self.environment, changes, actor=self.actor, **others)
         return Response(EnvironmentSerializer(self.environment).data)
 
@@ -425,6 +411,11 @@ class Policy(EnvironmentView):
         """Change one policy of an environment for the deployments to come."""
         body = self._CHANGES.read(request)
         return Response(policies.update_policy(self.environment, names["policy"], body, actor=self.actor))
+
+
+def _column(field: str) -> str:
+    """Return the column of a setting: `openapi_spec_path` of `openapiSpecPath`."""
+    return re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", field)
 
 
 def _counted(rows: Any) -> Any:
