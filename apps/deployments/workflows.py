@@ -227,7 +227,6 @@ def switch_routes(run: Run) -> JSON:
         withheld.add(Sticky.BRANCH)
     domains = [domain for domain in routing.domains_of(deployment) if domain.sticky not in withheld]
     version = routing.assign_routes(deployment, domains)
-    routing.write_sentinel(deployment)
     previous: str | None = None
     if Sticky.LIVE not in withheld:
         moving = {Sticky.ENVIRONMENT, Sticky.LIVE} if production else {Sticky.ENVIRONMENT}
@@ -235,6 +234,7 @@ def switch_routes(run: Run) -> JSON:
         version = max(version, moved)
         if production:
             previous = _make_current(app, deployment, rolled_back=False)
+    routing.write_sentinel(deployment)
     hosts = ", ".join(domain.fqdn for domain in domains)
     lifecycle.next_step(deployment, "network", "finalizing", hosts)
     lifecycle.set_status(deployment, Status.READY)
@@ -656,6 +656,7 @@ def _swap(run: Run, app: App, target: Deployment, *, rolled_back: bool) -> int:
     count, version = routing.move_routes(target, {Sticky.ENVIRONMENT, Sticky.LIVE})
     if not count:
         raise Terminal("precondition_failed", "The environment has no routes that could be moved.")
+    routing.write_sentinel(target)
     lifecycle.answer(target)
     _make_current(app, target, rolled_back=rolled_back)
     return version

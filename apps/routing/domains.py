@@ -75,6 +75,17 @@ def label(text: str) -> str:
     return f"{text[: MAX_LABEL - _HASH - 1].rstrip('-')}-{_digest(text)}"
 
 
+def is_local(fqdn: str, apex: str) -> bool:
+    """Say whether a host name means something on one machine or network alone.
+
+    `localhost`, and what is below `.local` (RFC 6762) and `.test` (RFC 6761); not the names below the
+    installation's own domain, whatever that is.
+    """
+    if fqdn == apex or fqdn.endswith(f".{apex}"):
+        return False
+    return fqdn == "localhost" or fqdn.endswith((".local", ".test"))
+
+
 def apart(domain: Domain) -> Domain:
     """Return the same kind of name for one whose plain form belongs to somebody else."""
     first, _, rest = domain.fqdn.partition(".")

@@ -85,9 +85,19 @@ def move_routes(deployment: Deployment, stickies: Collection[FrontlineRoute.Stic
     return count, version
 
 
-def write_sentinel(deployment: Deployment) -> Sentinel:
-    """Give the edges what a deployment froze: its policies and how to speak to its instances."""
-    with transaction.atomic():
+def write_sentinel(deployment: Deployment) -> Sentinel | None:
+    """Give the edges what a deployment froze: its policies and how to speak to its instances.
+
+    A deployment all of whose host names are local gets none. One that has its own keeps it.
+    """
+    with transaction.atomic(), unscoped("routes of one deployment"):
+        known = Sentinel.objects.filter(deployment=deployment).first()
+        if known is not None:
+            return known
+        hosts = FrontlineRoute.objects.filter(deployment=deployment, deleted_at=None)
+        names = hosts.values_list("fqdn", flat=True)
+        if all(domains.is_local(fqdn, env.DEFAULT_DOMAIN) for fqdn in names):
+            return None
         sentinel = Sentinel(
             deployment=deployment,
             workspace_id=deployment.workspace_id,

@@ -8,7 +8,8 @@ from apps.cluster.models import Stream
 from apps.deployments.models import Deployment
 from apps.deployments.tests.conftest import Platform
 from apps.projects.models import Environment
-from apps.routing.models import FrontlineRoute
+from apps.routing.models import FrontlineRoute, Sentinel
+from apps.routing.services import write_sentinel
 from unkey import clock
 
 pytestmark = pytest.mark.django_db
@@ -80,6 +81,22 @@ def test_a_deleted_name_is_free_again(platform: Platform) -> None:
     )
     second = platform.deploy()
     assert platform.routes()["shop"] == second != first
+
+
+def test_a_deployment_that_has_only_local_names_gets_no_sentinel_configuration(platform: Platform) -> None:
+    made = platform.row(platform.deploy())
+    Sentinel.objects.all().delete()
+    routes = FrontlineRoute.objects.unscoped("test")
+    for route, name in zip(routes.order_by("id"), ("localhost", "shop.local", "shop.test"), strict=True):
+        FrontlineRoute.objects.unscoped("test").filter(pk=route.pk).update(fqdn=name)
+    assert write_sentinel(made) is None
+    assert not Sentinel.objects.exists()
+
+    routes.filter(fqdn="shop.test").update(fqdn="shop.example.com")
+    written = write_sentinel(made)
+    assert written is not None
+    assert written.policies == made.policies
+    assert write_sentinel(made) == written
 
 
 def branch_deployment(platform: Platform, branch: str) -> str:

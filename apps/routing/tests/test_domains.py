@@ -2,10 +2,11 @@
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from apps.routing.domains import Domain, Names, apart, generated, label, slug
+from apps.routing.domains import Domain, Names, apart, generated, is_local, label, slug
 from apps.routing.models import FrontlineRoute
 
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -88,6 +89,32 @@ def test_a_name_that_is_taken_has_a_stable_alternative_of_the_same_kind() -> Non
     assert other.sticky == Sticky.LIVE
 
 
+@pytest.mark.parametrize(
+    ("fqdn", "local"),
+    [
+        ("localhost", True),
+        ("shop.local", True),
+        ("a.b.test", True),
+        ("shop.unkey.localhost", False),  # the installation's own domain
+        ("unkey.localhost", False),
+        ("shop.localhost", False),
+        ("local", False),
+        ("test", False),
+        ("mylocal", False),
+        ("shop.local.example.com", False),
+        ("notlocalhost", False),
+        ("example.com", False),
+    ],
+)
+def test_names_of_one_machine_are_told_from_public_ones(fqdn: str, local: bool) -> None:
+    assert is_local(fqdn, "unkey.localhost") is local
+
+
+def test_an_installations_own_domain_is_never_local() -> None:
+    assert not is_local("shop-acme.unkey.test", "unkey.test")
+    assert is_local("other.test", "unkey.test")
+
+
 @given(
     workspace=st.text(min_size=1, max_size=64),
     project=st.text(min_size=1, max_size=255),
@@ -104,3 +131,29 @@ def test_every_label_can_be_looked_up_in_dns(**texts: str) -> None:
             assert LABEL.fullmatch(first), first
             assert rest == "unkey.localhost"
             assert len(form.fqdn) <= 253
+
+
+@given(st.lists(st.text(max_size=90), min_size=2, max_size=2, unique=True), st.booleans())
+def test_texts_that_are_written_alike_get_alternatives_that_differ(
+    texts: list[str], production: bool
+) -> None:
+    """Whoever comes second gets the same name apart: never the first one's, and the same each time."""
+    mine, theirs = (
+        {str(d.sticky): d for d in generated(names(branch=text, production=production), f"env_{text}")}
+        for text in texts
+    )
+    for sticky in mine.keys() & theirs.keys():
+        assert apart(mine[sticky]) == apart(mine[sticky])
+        if mine[sticky].owner != theirs[sticky].owner:
+            assert apart(mine[sticky]).fqdn != apart(theirs[sticky]).fqdn
+            assert apart(mine[sticky]).fqdn != theirs[sticky].fqdn
+
+
+@given(st.text(max_size=200), st.text(max_size=200))
+def test_a_long_name_is_cut_stably_and_keeps_what_told_it_apart(first: str, second: str) -> None:
+    written = [slug(f"x{text}") for text in (first, second)]
+    cut = [label(text) for text in written]
+    assert cut == [label(text) for text in written]
+    assert (cut[0] == cut[1]) == (written[0] == written[1])
+    for text in cut:
+        assert LABEL.fullmatch(text)
