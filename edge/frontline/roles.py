@@ -194,6 +194,8 @@ class Edge:
             "Handshakes without certificate.",
             plain(name, lambda: self._certificates.unknown),
         )
+        name = "unkey_frontline_holding"
+        yield name, "gauge", "Requests that wait for a sleeping deployment.", plain(name, self._holding)
         name = "unkey_edge_ready"
         yield name, "gauge", "1: there is something to serve from.", plain(name, self._is_ready)
 
@@ -219,6 +221,9 @@ class Edge:
 
     def _refusals(self) -> dict[str, int]:
         return self._frontline.refusals if self._frontline is not None else {}
+
+    def _holding(self) -> int:
+        return self._frontline.waker.count if self._frontline is not None else 0
 
     def _outcomes(self) -> dict[str, int]:
         return self._frontline.waker.outcomes if self._frontline is not None else {}
