@@ -62,7 +62,7 @@ def settings(client: Client, options: argparse.Namespace, terminal: Terminal) ->
     if options.refuse is not None:
         client.call("environments.updateSettings", {**link.fields(), "refuseBreakingChanges": options.refuse})
     shown = client.call("environments.getEnvironment", link.fields())
-    refuses = shown["refuseBreakingChanges"]
+    refuses = shown.get("refuseBreakingChanges", False)
     verb = "refuses" if refuses else "allows"
     terminal.line(f"{link.environment} {verb} breaking changes of the API that is live")
     terminal.document({"environment": link.environment, "refuseBreakingChanges": refuses})

@@ -73,7 +73,7 @@ ENVIRONMENT = obj(
         "description": string(),
         "kind": string(choices=("production", "preview")),
         "deleteProtection": boolean(),
-        "refuseBreakingChanges": boolean(),
+        "refuseBreakingChanges": optional(boolean()),
         **_TIMES,
         "runtime": optional(
             obj(
@@ -585,7 +585,7 @@ def _show_environment(row: Environment) -> dict[str, Any]:
         "description": row.description,
         "kind": row.kind,
         "deleteProtection": row.delete_protection,
-        "refuseBreakingChanges": row.refuse_breaking_changes,
+        **({"refuseBreakingChanges": True} if row.refuse_breaking_changes else {}),
         **_times(row),
         "runtime": {name: value for name, value in runtime.items() if value is not None},
         "build": {name: value for name, value in build.items() if value is not None},

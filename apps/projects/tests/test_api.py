@@ -159,7 +159,6 @@ def test_an_app_comes_with_two_environments_with_default_settings(tenant: Tenant
         "description": "",
         "kind": "production",
         "deleteProtection": False,
-        "refuseBreakingChanges": False,
         "runtime": {
             "port": 8080,
             "vCpus": 0.25,

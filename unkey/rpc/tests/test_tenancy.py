@@ -44,6 +44,7 @@ def owned(tenant: Tenant) -> dict[str, str]:
         named["app"] = made.get("id") or made["appId"]
         named["environment"] = "production"
     named["deploymentId"] = _deployment(tenant, named) or ids.new("d")
+    named["oldDeploymentId"] = named["newDeploymentId"] = named["deploymentId"]
     return named
 
 
