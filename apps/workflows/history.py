@@ -1,10 +1,11 @@
 """What operators see and do: lists, timelines, retry, resume, pruning, figures."""
 
-from datetime import timedelta
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Count, Min
+from django.db.models import Count, Exists, Min, OuterRef, QuerySet
 
 from apps.workflows import wakeups
 from apps.workflows.definition import CANCELLED, workflow_named
@@ -15,12 +16,16 @@ from apps.workflows.models import (
     State,
     WorkflowKey,
     WorkflowRun,
+    WorkflowStep,
     WorkflowTopic,
 )
 from unkey import clock
 
 KEEP_DAYS = 30
 BATCH = 500
+
+Referred = Callable[[list[str]], Iterable[str]]
+_referred: list[Referred] = []
 
 
 class Refused(ValueError):
@@ -88,34 +93,71 @@ def give_up(run_id: str) -> WorkflowRun:
     return row
 
 
-def prune(older_than: timedelta) -> int:
-    """Delete runs that ended longer ago, with their journals, in small transactions; and idle keys.
+def refers(referred: Referred) -> None:
+    """Tell of runs that rows of another app point to, so that pruning keeps them.
 
-    A run is kept while its parent is not yet ended.
+    Args:
+        referred: is given ids of runs, returns those of them that are pointed to.
+    """
+    _referred.append(referred)
+
+
+def prune(older_than: timedelta) -> int:
+    """Delete runs that ended longer ago, with their journals, and idle keys and topics; in small transactions.
+
+    A run is kept while its parent is, while a child of its own goes on, and while another app's row
+    points to it (see `refers`).
 
     Returns:
         How many runs were deleted.
     """
     before = clock.now() - older_than
     deleted = 0
-    while True:
-        old = WorkflowRun.objects.filter(state__in=ENDED, finished_at__lt=before)
-        waiting = WorkflowRun.objects.exclude(state__in=ENDED).values("id")
-        batch = list(
-            old.exclude(parent_id__isnull=False, parent_id__in=waiting)
-            .order_by("finished_at")
-            .values_list("id", flat=True)[:BATCH]
-        )
-        if not batch:
-            break
+    kept: set[str] = set()
+    while batch := _old_runs(before, kept):
+        spoken_for = {run_id for referred in _referred for run_id in referred(batch)}
+        kept |= spoken_for
+        unwanted = [run_id for run_id in batch if run_id not in spoken_for]
         with transaction.atomic():
-            WorkflowRun.objects.filter(id__in=batch).delete()
-        deleted += len(batch)
-    busy = WorkflowRun.objects.exclude(state__in=ENDED).values("key")
-    WorkflowKey.objects.filter(holder="", lease_expires_at__isnull=True).exclude(key__in=busy).delete()
-    waited_for = WorkflowRun.objects.exclude(wait_topic="").values("wait_topic")
-    WorkflowTopic.objects.filter(notified_at__lt=before).exclude(name__in=waited_for).delete()
+            WorkflowStep.objects.filter(run_id__in=unwanted).delete()
+            WorkflowRun.objects.filter(id__in=unwanted).delete()
+        deleted += len(unwanted)
+    _prune_keys()
+    _prune_topics(before)
     return deleted
+
+
+def _old_runs(before: datetime, kept: set[str]) -> list[str]:
+    parent = WorkflowRun.objects.filter(id=OuterRef("parent_id"))
+    going_on = WorkflowRun.objects.filter(parent_id=OuterRef("id")).exclude(state__in=ENDED)
+    old = WorkflowRun.objects.filter(
+        ~Exists(parent), ~Exists(going_on), state__in=ENDED, finished_at__lt=before
+    )
+    if kept:
+        old = old.exclude(id__in=kept)
+    return list(old.order_by("finished_at").values_list("id", flat=True)[:BATCH])
+
+
+def _prune_keys() -> None:
+    """Delete keys that nobody holds and no run will want; one that is made anew meanwhile is left alone."""
+    wanted = WorkflowRun.objects.filter(key=OuterRef("key")).exclude(state__in=ENDED)
+    idle = WorkflowKey.objects.filter(~Exists(wanted), holder="", lease_expires_at__isnull=True)
+    _delete_in_batches(idle, "key")
+
+
+def _prune_topics(before: datetime) -> None:
+    waiting = WorkflowRun.objects.filter(wait_topic=OuterRef("name"))
+    _delete_in_batches(WorkflowTopic.objects.filter(~Exists(waiting), notified_at__lt=before), "name")
+
+
+def _delete_in_batches(rows: QuerySet[Any], name: str) -> None:
+    after = ""
+    while batch := list(
+        rows.filter(**{f"{name}__gt": after}).order_by(name).values_list(name, flat=True)[:BATCH]
+    ):
+        after = batch[-1]
+        with transaction.atomic():
+            rows.filter(**{f"{name}__in": batch}).delete()
 
 
 def stats() -> dict[str, Any]:

@@ -75,6 +75,16 @@ class Process:
         assert self._popen.poll() is None, self.log.read_text()
         return "ready" in self.log.read_text()
 
+    @property
+    def memory(self) -> int:
+        """Resident memory in bytes."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    @property
+    def threads(self) -> int:
+        """Threads that live."""
+        return len(list(Path(f"/proc/{self.pid}/task").iterdir()))
+
     def kill(self) -> None:
         """End it without any warning."""
         self._popen.kill()

@@ -164,7 +164,17 @@ def test_a_killed_celery_worker_is_made_up_for_by_another(
     assert flows.effects() == [f"{run.id}.inside", f"{run.id}.outside", "r.last"]
 
 
-def test_messages_that_are_doubled_during_a_long_step_begin_nothing_twice(
+def test_w01_a_run_whose_message_was_wiped_from_the_broker_runs_all_the_same(
+    broker: str, celery: Celery, settled: Callable[[], None]
+) -> None:
+    run = start(flows.Three, {"k": "a", "name": "r"})
+    in_process(broker, f"wakeups.send({run.key!r}, 'workflows'); app.control.purge()")
+    celery(broker)
+    settled()
+    assert flows.effects() == ["r.one", "r.two", "r.three"]
+
+
+def test_w03_messages_that_are_doubled_during_a_long_step_begin_nothing_twice(
     broker: str, celery: Celery, settled: Callable[[], None], until: Until, tmp_path: Path
 ) -> None:
     """Redis and RabbitMQ redeliver what was not acknowledged in time; the lease is in the database."""
@@ -192,7 +202,7 @@ def test_messages_are_acknowledged_late_and_fetched_one_by_one() -> None:
     )
 
 
-def test_a_celery_worker_whose_broker_is_away_still_runs_what_is_due(
+def test_w01_a_celery_worker_whose_broker_is_away_still_runs_what_is_due(
     celery: Celery, settled: Callable[[], None]
 ) -> None:
     run = start(flows.Three, {"k": "a", "name": "r"})
@@ -203,5 +213,5 @@ def test_a_celery_worker_whose_broker_is_away_still_runs_what_is_due(
 
 
 @pytest.mark.parametrize("away", ["redis://127.0.0.1:1/0", "amqp://guest@127.0.0.1:1//"])
-def test_a_wake_up_to_a_broker_that_is_away_fails_nobody(away: str) -> None:
+def test_w01_a_wake_up_to_a_broker_that_is_away_fails_nobody(away: str) -> None:
     assert "went on" in in_process(away, "wakeups.send('a:b', 'workflows'); print('went on')")

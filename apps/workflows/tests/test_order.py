@@ -13,7 +13,7 @@ from apps.workflows.tests.conftest import Process, Until
 
 
 @pytest.mark.django_db
-def test_exclusive_runs_of_a_key_go_wholly_in_order_of_arrival() -> None:
+def test_w05_exclusive_runs_of_a_key_go_wholly_in_order_of_arrival() -> None:
     start(flows.Three, {"k": "a", "name": "x"})
     start(flows.Three, {"k": "a", "name": "y"})
     drain()
@@ -21,7 +21,7 @@ def test_exclusive_runs_of_a_key_go_wholly_in_order_of_arrival() -> None:
 
 
 @pytest.mark.django_db
-def test_an_exclusive_run_keeps_its_key_while_it_waits() -> None:
+def test_w05_an_exclusive_run_keeps_its_key_while_it_waits() -> None:
     start(flows.Listens, {"k": "a", "name": "x", "topic": "t"})
     start(flows.Listens, {"k": "a", "name": "y", "topic": "other", "deadline": 0})
     drain()
@@ -34,7 +34,7 @@ def test_an_exclusive_run_keeps_its_key_while_it_waits() -> None:
 
 
 @pytest.mark.django_db
-def test_an_interleaving_run_lets_others_pass_while_it_waits() -> None:
+def test_w05_an_interleaving_run_lets_others_pass_while_it_waits() -> None:
     start(flows.ListensShared, {"k": "a", "name": "x", "topic": "t"})
     start(flows.Shared, {"k": "a", "name": "y"})
     drain()
@@ -46,7 +46,7 @@ def test_an_interleaving_run_lets_others_pass_while_it_waits() -> None:
 
 
 @pytest.mark.django_db
-def test_urgent_runs_go_before_others_that_are_ready() -> None:
+def test_w05_urgent_runs_go_before_others_that_are_ready() -> None:
     start(flows.Shared, {"k": "a", "name": "x"})
     start(flows.Shared, {"k": "a", "name": "u"}, urgent=True)
     drain()
@@ -54,7 +54,7 @@ def test_urgent_runs_go_before_others_that_are_ready() -> None:
 
 
 @pytest.mark.django_db
-def test_an_urgent_run_goes_between_the_steps_of_another() -> None:
+def test_w05_an_urgent_run_goes_between_the_steps_of_another() -> None:
     class Starts(Workflow):
         service, key, key_space, exclusive = "test-starts", "k", "test-shared", False
         steps = (step(_start_urgent), flows.note("second"))
@@ -69,7 +69,7 @@ def _start_urgent(run: Run) -> None:
 
 
 @pytest.mark.django_db
-def test_an_exclusive_run_that_has_begun_is_not_overtaken_by_an_urgent_one() -> None:
+def test_w05_an_exclusive_run_that_has_begun_is_not_overtaken_by_an_urgent_one() -> None:
     start(flows.Listens, {"k": "a", "name": "x", "topic": "t"})
     drain()
     start(flows.Listens, {"k": "a", "name": "u", "topic": "t", "deadline": 0}, urgent=True)
@@ -77,7 +77,7 @@ def test_an_exclusive_run_that_has_begun_is_not_overtaken_by_an_urgent_one() -> 
     assert flows.effects() == []
 
 
-def test_many_workers_never_overlap_on_a_key_and_keys_run_side_by_side(
+def test_w05_many_workers_never_overlap_on_a_key_and_keys_run_side_by_side(
     process: Callable[..., Process], settled: Callable[[], None], until: Until, tmp_path: Path
 ) -> None:
     workers = [process(threads=4, wait=False) for _ in range(3)]
@@ -97,7 +97,7 @@ def test_many_workers_never_overlap_on_a_key_and_keys_run_side_by_side(
     assert inside == {}
 
 
-def test_a_slow_key_delays_no_other(worker: Dispatcher, tmp_path: Path, until: Until) -> None:
+def test_w05_a_slow_key_delays_no_other(worker: Dispatcher, tmp_path: Path, until: Until) -> None:
     slow = start(flows.Reaches, {"k": "slow", "room": str(tmp_path), "gates": ["gate"]})
     until((tmp_path / "gate.reached").exists)
     behind = start(flows.Reaches, {"k": "slow", "room": str(tmp_path)})

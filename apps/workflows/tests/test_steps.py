@@ -1,9 +1,12 @@
 """One run from its start to its end: steps, results, retries, failures, compensations, limits."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from django.core.management import call_command
+from django.db import connection
+from structlog.testing import capture_logs
 
 from apps.workflows import history
 from apps.workflows.definition import BadWorkflow
@@ -91,7 +94,7 @@ def test_parts_run_in_the_scope_of_the_runs_workspace_or_with_the_scope_lifted()
     assert seen == [("outside", "ws_1"), ("recording", "ws_1"), ("outside", None), ("recording", None)]
 
 
-def test_a_step_that_raises_is_tried_again_and_leaves_no_effect_of_its_failures() -> None:
+def test_w09_a_step_that_raises_is_tried_again_and_leaves_no_effect_of_its_failures() -> None:
     flows.ATTEMPTS.clear()
     run = start(flows.Stumbles, {"k": "a", "name": "r", "succeeds_at": 3})
     drain()
@@ -106,7 +109,7 @@ def test_a_step_that_raises_is_tried_again_and_leaves_no_effect_of_its_failures(
     assert run.journal.get(name="stumble").error == "RuntimeError: attempt 2 fails"
 
 
-def test_exhausted_attempts_compensate_in_reverse_and_keep_the_error() -> None:
+def test_w09_exhausted_attempts_compensate_in_reverse_and_keep_the_error() -> None:
     run = start(flows.Stumbles, {"k": "a", "name": "r", "succeeds_at": 99})
     for seconds in range(5):
         with clock.shifted(timedelta(seconds=seconds)):
@@ -124,14 +127,14 @@ def test_exhausted_attempts_compensate_in_reverse_and_keep_the_error() -> None:
     ]
 
 
-def test_terminal_fails_at_once() -> None:
+def test_w09_terminal_fails_at_once() -> None:
     run = ended(start(flows.Refuses, {"k": "a", "name": "r"}))
     assert (run.state, run.error_code, run.error_message) == (State.FAILED, "no_way", "It cannot be done.")
     assert flows.effects() == ["r.one", "undo.one", "failed.no_way"]
     assert run.journal.get(name="refuse").attempts == 1
 
 
-def test_a_compensation_that_keeps_failing_stops_for_attention_and_can_be_given_up(
+def test_w09_a_compensation_that_keeps_failing_stops_for_attention_and_can_be_given_up(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     run = start(flows.UndoesBadly, {"k": "a", "name": "r"})
@@ -150,7 +153,7 @@ def test_a_compensation_that_keeps_failing_stops_for_attention_and_can_be_given_
     assert behind.state != State.PENDING
 
 
-def test_a_failed_outside_step_is_compensated_too(tmp_path: object) -> None:
+def test_w09_a_failed_outside_step_is_compensated_too(tmp_path: object) -> None:
     def fail(run: Run) -> None:
         raise Terminal("broken", "It is broken.")
 
@@ -168,7 +171,7 @@ def test_a_failed_outside_step_is_compensated_too(tmp_path: object) -> None:
     assert flows.effects() == ["undo.breaks"]
 
 
-def test_an_outside_part_that_takes_too_long_fails(transactional_db: None) -> None:
+def test_w09_an_outside_part_that_takes_too_long_fails(transactional_db: None) -> None:
     from apps.workflows.driver import Driver
 
     run = start(flows.Impatient, {"k": "a", "sleeps": 0.3})
@@ -180,7 +183,7 @@ def test_an_outside_part_that_takes_too_long_fails(transactional_db: None) -> No
     assert run.journal.get(name="impatient").attempts == 2
 
 
-def test_a_result_that_is_not_json_fails_at_once_and_says_where() -> None:
+def test_w13_a_result_that_is_not_json_fails_at_once_and_says_where() -> None:
     run = ended(start(flows.BadAnswer, {"k": "a"}))
     assert run.state == State.FAILED
     assert (run.error_code, run.error_message) == (
@@ -199,26 +202,26 @@ def test_a_result_that_is_not_json_fails_at_once_and_says_where() -> None:
         ("\ud800", "input of test-three.x is text with a lone surrogate"),
     ],
 )
-def test_an_input_that_is_not_json_is_refused_and_says_where(value: object, complaint: str) -> None:
+def test_w13_an_input_that_is_not_json_is_refused_and_says_where(value: object, complaint: str) -> None:
     with pytest.raises(BadPayload) as refusal:
         start(flows.Three, {"k": "a", "x": value})
     assert str(refusal.value) == complaint
     assert not WorkflowRun.objects.exists()
 
 
-def test_an_input_has_a_size_limit_and_needs_its_key() -> None:
+def test_w13_an_input_has_a_size_limit_and_needs_its_key() -> None:
     with pytest.raises(BadPayload, match=f"at most {MAX_BYTES} are kept"):
         start(flows.Three, {"k": "a", "x": "y" * MAX_BYTES})
     with pytest.raises(BadPayload, match="needs k, text or a number"):
         start(flows.Three, {"x": "a"})
 
 
-def test_secrets_show_nowhere() -> None:
+def test_w13_secrets_show_nowhere() -> None:
     assert repr(Secret("s3cret")) == str(Secret("s3cret")) == "Secret(…)"
     assert Secret("s3cret").reveal() == "s3cret"
 
 
-def test_waits_hold_until_their_time() -> None:
+def test_w07_waits_hold_until_their_time() -> None:
     run = ended(start(flows.Naps, {"k": "a", "name": "r", "seconds": 60}))
     assert (run.state, flows.effects()) == (State.WAITING, [])
     with clock.shifted(timedelta(seconds=59)):
@@ -228,7 +231,7 @@ def test_waits_hold_until_their_time() -> None:
     assert [result for _, _, _, result in journal(run)] == ["woke", "after"]
 
 
-def test_the_deadline_of_an_event_counts_from_the_first_wait() -> None:
+def test_w07_the_deadline_of_an_event_counts_from_the_first_wait() -> None:
     run = ended(start(flows.Listens, {"k": "a", "name": "r", "topic": "t", "deadline": 60}))
     with clock.shifted(timedelta(seconds=50)):
         notify("t")  # wakes it, but its condition does not hold
@@ -238,7 +241,7 @@ def test_the_deadline_of_an_event_counts_from_the_first_wait() -> None:
     assert journal(run)[0] == ("step", "wait_for_topic", 1, "expired")
 
 
-def test_cancel_is_at_once_in_a_wait_and_compensates() -> None:
+def test_w11_cancel_is_at_once_in_a_wait_and_compensates() -> None:
     first = flows.note("one")
 
     class Cancelled(Workflow):
@@ -256,14 +259,14 @@ def test_cancel_is_at_once_in_a_wait_and_compensates() -> None:
     assert not cancel(run.id)
 
 
-def test_cancel_before_the_first_step_runs_no_step() -> None:
+def test_w11_cancel_before_the_first_step_runs_no_step() -> None:
     run = start(flows.Stumbles, {"k": "a", "name": "r", "succeeds_at": 1})
     cancel(run.id)
     assert ended(run).state == State.CANCELLED
     assert flows.effects() == ["failed.cancelled"]
 
 
-def test_code_that_lacks_the_next_step_stops_the_run_and_an_operator_resumes_it() -> None:
+def test_w12_code_that_lacks_the_next_step_stops_the_run_and_an_operator_resumes_it() -> None:
     run = start(flows.Three, {"k": "a", "name": "r"})
     WorkflowRun.objects.filter(id=run.id).update(step_names=["one", "gone", "three"])
     run = ended(run)
@@ -276,13 +279,13 @@ def test_code_that_lacks_the_next_step_stops_the_run_and_an_operator_resumes_it(
     assert flows.effects() == ["r.one", "r.three"]
 
 
-def test_a_run_whose_workflow_is_gone_stops_for_attention() -> None:
+def test_w12_a_run_whose_workflow_is_gone_stops_for_attention() -> None:
     run = start(flows.Three, {"k": "a"})
     WorkflowRun.objects.filter(id=run.id).update(service="gone")
     assert ended(run).error_message == "the running code has no workflow named gone"
 
 
-def test_steps_that_were_added_since_do_not_disturb_a_run_that_started_before() -> None:
+def test_w12_steps_that_were_added_since_do_not_disturb_a_run_that_started_before() -> None:
     run = start(flows.Three, {"k": "a", "name": "r"})
     WorkflowRun.objects.filter(id=run.id).update(step_names=["one", "two"])
     assert ended(run).state == State.SUCCEEDED
@@ -303,7 +306,7 @@ def test_a_childs_failure_fails_its_parent_with_the_same_error() -> None:
     assert (run.state, run.error_code) == (State.FAILED, "no_way")
 
 
-def test_cancelling_a_parent_cancels_the_child_that_it_waits_for() -> None:
+def test_w11_cancelling_a_parent_cancels_the_child_that_it_waits_for() -> None:
     child_input = {"k": "c", "name": "child", "topic": "never"}
     run = ended(start(flows.Parent, {"child": "test-listens", "child_input": child_input}))
     child = WorkflowRun.objects.get(parent_id=run.id)
@@ -314,7 +317,7 @@ def test_cancelling_a_parent_cancels_the_child_that_it_waits_for() -> None:
     assert (run.state, child.state) == (State.CANCELLED, State.CANCELLED)
 
 
-def test_retry_policy_grows_to_its_cap() -> None:
+def test_w09_retry_policy_grows_to_its_cap() -> None:
     policy = Retry(initial=1, factor=2, cap=5, jitter=0)
     assert [policy.delay(n) for n in (1, 2, 3, 4, 400)] == [1, 2, 4, 5, 5]
 
@@ -337,7 +340,7 @@ def test_badly_written_workflows_are_refused_when_they_are_defined() -> None:
         type("Other", (Workflow,), {"service": "test-three", "steps": (flows.one,)})
 
 
-def test_prune_deletes_what_ended_long_ago_and_keeps_the_rest() -> None:
+def test_w14_prune_deletes_what_ended_long_ago_and_keeps_the_rest() -> None:
     old = ended(start(flows.Three, {"k": "a", "name": "r"}))
     waiting = ended(start(flows.Listens, {"k": "b", "topic": "t"}))
     with clock.shifted(timedelta(days=31)):
@@ -370,3 +373,113 @@ def test_operators_see_and_move_runs_by_manage_py(capsys: pytest.CaptureFixture[
     with pytest.raises(Exception, match="only a failed or cancelled run can be retried"):
         manage("retry", ended(start(flows.Three, {"k": "z"})).id)
     assert manage("prune", "--days", "1") == "deleted 0 runs\n"
+
+
+def test_w14_prune_works_in_small_batches_of_runs_keys_and_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "BATCH", 2)
+    for n in range(5):
+        start(flows.Three, {"k": str(n), "name": "r"})
+        notify(f"topic {n}")
+    drain()
+    deleted: list[int] = []
+
+    def count(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        came = execute(sql, params, many, context)
+        if sql.startswith("DELETE"):
+            deleted.append(context["cursor"].rowcount)
+        return came
+
+    with clock.shifted(timedelta(days=31)), connection.execute_wrapper(count):
+        assert history.prune(timedelta(days=30)) == 5
+    assert max(deleted) <= 2 * len(flows.Three.steps)
+    assert not (WorkflowRun.objects.exists())
+    assert not (WorkflowStep.objects.exists())
+    assert not (WorkflowKey.objects.exists())
+    assert not (WorkflowTopic.objects.exists())
+
+
+def test_w14_prune_keeps_a_child_as_long_as_its_parent_and_a_parent_as_long_as_its_child_goes_on() -> None:
+    called = ended(start(flows.Parent, {"child": "test-three", "child_input": {"k": "c", "name": "child"}}))
+    child = WorkflowRun.objects.get(parent_id=called.id)
+    WorkflowRun.objects.filter(id=child.id).update(finished_at=clock.now() - timedelta(days=40))
+    history.prune(timedelta(days=30))
+    assert WorkflowRun.objects.filter(id=child.id).exists()  # its parent's timeline leads to it
+    parent = start(flows.Parent, {"child": "test-listens", "child_input": {"k": "l", "topic": "t"}})
+    drain()
+    WorkflowRun.objects.filter(id=parent.id).update(state=State.FAILED, finished_at=clock.now())
+    with clock.shifted(timedelta(days=31)):
+        history.prune(timedelta(days=30))
+        assert WorkflowRun.objects.filter(id=parent.id).exists()
+        assert not WorkflowRun.objects.filter(id__in=[called.id, child.id]).exists()
+
+
+def test_w14_prune_keeps_what_another_app_points_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_referred", [])
+    kept, gone = (ended(start(flows.Three, {"k": k, "name": k})) for k in "ab")
+    history.refers(lambda run_ids: [run_id for run_id in run_ids if run_id == kept.id])
+    with clock.shifted(timedelta(days=31)):
+        assert history.prune(timedelta(days=30)) == 1
+    assert list(WorkflowRun.objects.values_list("id", flat=True)) == [kept.id]
+    assert kept.journal.count() == 3
+    assert not WorkflowRun.objects.filter(id=gone.id).exists()
+
+
+def test_w11_a_cancel_during_a_step_takes_effect_when_that_has_been_recorded() -> None:
+    @step
+    def cancelled_meanwhile(run: Run) -> None:
+        flows.effect("recorded")
+        cancel(run.id)
+
+    class CancelledMeanwhile(Workflow):
+        service = "test-cancelled-meanwhile"
+        steps = (cancelled_meanwhile, flows.one)
+        compensations = {cancelled_meanwhile: flows.undo("it")}
+
+    run = ended(start(CancelledMeanwhile, {"name": "r"}))
+    assert run.state == State.CANCELLED
+    assert flows.effects() == ["recorded", "undo.it"]
+
+
+def test_w12_code_that_lacks_a_compensation_stops_the_run_and_an_operator_resumes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = start(flows.Refuses, {"k": "a", "name": "r"})
+    monkeypatch.setattr(flows.Refuses, "undo_by_name", {"one": flows.Refuses.undo_by_name["one"]})
+    WorkflowRun.objects.filter(id=run.id).update(
+        undo=["one", "two"], undo_index=1, state=State.COMPENSATING, error_code="no_way"
+    )
+    run = ended(run)
+    assert run.state == State.NEEDS_ATTENTION
+    assert run.error_message == "the running code of test-refuses has no compensation for step two"
+    with monkeypatch.context() as deployed:
+        deployed.setitem(flows.Refuses.undo_by_name, "two", flows.undo("two"))
+        history.resume(run.id)
+        run = ended(run)
+    assert (run.state, run.error_code) == (State.FAILED, "no_way")
+    assert flows.effects() == ["undo.two", "failed.no_way"]
+
+
+def test_w09_a_compensation_that_keeps_failing_is_logged_as_an_error() -> None:
+    run = start(flows.UndoesBadly, {"k": "a", "name": "r"})
+    with capture_logs() as logs:
+        for seconds in range(5):
+            with clock.shifted(timedelta(seconds=seconds)):
+                drain()
+    (loud,) = [line for line in logs if line["log_level"] == "error"]
+    assert (loud["event"], loud["run_id"], loud["step"]) == ("workflow needs attention", run.id, "one")
+
+
+@pytest.mark.parametrize("result", [Secret("s3cret"), "x" * (MAX_BYTES + 1)])
+def test_w13_a_result_that_is_a_secret_or_too_large_is_not_recorded(result: object) -> None:
+    @step
+    def answer(run: Run) -> object:
+        flows.effect("before")
+        return result
+
+    class Answers(Workflow):
+        service = f"test-answers-{type(result).__name__.lower()}"
+        steps = (answer,)
+
+    run = ended(start(Answers, {}))
+    assert (run.state, run.error_code, flows.effects()) == (State.FAILED, "bad_payload", [])
+    assert "s3cret" not in "".join(str(list(model.objects.values())) for model in (WorkflowRun, WorkflowStep))

@@ -1,4 +1,8 @@
-"""What survives: rollbacks, lost wake-ups, killed and paused workers, racing callers and notifiers."""
+"""The guarantees W1 to W14 of `docs/workflows.md`: rollbacks, lost wake-ups, killed and paused workers, races.
+
+Tests are named by their guarantee; those of one run alone are in `test_steps`, those of order (W5) in
+`test_order`, those with a broker in `test_celery`: `pytest apps/workflows -k w05`.
+"""
 
 import os
 import random
@@ -10,7 +14,8 @@ from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import Group
-from django.db import connections, transaction
+from django.db import connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
 
 from apps.workflows import wakeups
 from apps.workflows.engine import (
@@ -26,13 +31,13 @@ from apps.workflows.engine import (
     step,
 )
 from apps.workflows.models import ACTIVE, WorkflowKey
-from apps.workflows.sweeper import Dispatcher, drain
+from apps.workflows.sweeper import Dispatcher, drain, due_keys, next_due
 from apps.workflows.tests import flows
 from apps.workflows.tests.conftest import Process, Until
 from unkey import clock
 
 
-def test_w1_a_run_of_a_transaction_that_rolls_back_never_runs(worker: Dispatcher) -> None:
+def test_w01_a_run_of_a_transaction_that_rolls_back_never_runs(worker: Dispatcher) -> None:
     with transaction.atomic():
         start(flows.Three, {"k": "a", "name": "r"})
         transaction.set_rollback(True)
@@ -41,7 +46,7 @@ def test_w1_a_run_of_a_transaction_that_rolls_back_never_runs(worker: Dispatcher
     assert not WorkflowRun.objects.exists()
 
 
-def test_w1_a_broker_that_is_down_fails_no_caller_and_the_sweeper_finds_the_run(
+def test_w01_a_broker_that_is_down_fails_no_caller_and_the_sweeper_finds_the_run(
     worker: Dispatcher, settled: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from unkey.celery import app
@@ -58,7 +63,7 @@ def test_w1_a_broker_that_is_down_fails_no_caller_and_the_sweeper_finds_the_run(
 
 
 @pytest.mark.parametrize("point", ["inside", "gate", "record"])
-def test_w2_w3_w4_a_worker_killed_in_a_step_leaves_each_effect_exactly_once(
+def test_w02_w03_w04_a_worker_killed_in_a_step_leaves_each_effect_exactly_once(
     point: str, process: Callable[..., Process], settled: Callable[[], None], until: Until, tmp_path: Path
 ) -> None:
     run = start(flows.Reaches, {"k": "a", "name": "r", "room": str(tmp_path), "gates": [point]})
@@ -76,7 +81,7 @@ def test_w2_w3_w4_a_worker_killed_in_a_step_leaves_each_effect_exactly_once(
     assert run.journal.count() == 3
 
 
-def test_w6_a_worker_paused_past_its_lease_cannot_commit(
+def test_w06_a_worker_paused_past_its_lease_cannot_commit(
     process: Callable[..., Process], until: Until, tmp_path: Path
 ) -> None:
     run = start(flows.Reaches, {"k": "a", "name": "r", "room": str(tmp_path), "gates": ["gate"]})
@@ -94,7 +99,7 @@ def test_w6_a_worker_paused_past_its_lease_cannot_commit(
     assert run.journal.get(name="outside_step").result == f"by {os.getpid()}"
 
 
-def test_w6_a_paused_worker_cannot_commit_to_a_run_that_was_cancelled_meanwhile(
+def test_w06_a_paused_worker_cannot_commit_to_a_run_that_was_cancelled_meanwhile(
     process: Callable[..., Process], until: Until, tmp_path: Path
 ) -> None:
     run = start(flows.Reaches, {"k": "a", "name": "r", "room": str(tmp_path), "gates": ["gate"]})
@@ -112,7 +117,9 @@ def test_w6_a_paused_worker_cannot_commit_to_a_run_that_was_cancelled_meanwhile(
     assert flows.effects() == [f"{run.id}.inside", "undo.outside"]
 
 
-def test_a_long_step_keeps_its_lease(process: Callable[..., Process], until: Until, tmp_path: Path) -> None:
+def test_w06_a_long_step_keeps_its_lease(
+    process: Callable[..., Process], until: Until, tmp_path: Path
+) -> None:
     run = start(flows.Reaches, {"k": "a", "name": "r", "room": str(tmp_path), "gates": ["gate"]})
     process(lease=1)
     until((tmp_path / "gate.reached").exists)
@@ -123,7 +130,7 @@ def test_a_long_step_keeps_its_lease(process: Callable[..., Process], until: Unt
     assert (tmp_path / "world").read_text().splitlines() == [f"{run.id}/outside_step"]
 
 
-def test_killing_workers_at_random_moments_loses_and_doubles_nothing(
+def test_w03_killing_workers_at_random_moments_loses_and_doubles_nothing(
     process: Callable[..., Process], until: Until, tmp_path: Path
 ) -> None:
     seed = random.randrange(2**32)
@@ -145,7 +152,7 @@ def _succeeded(count: int) -> bool:
     return WorkflowRun.objects.filter(state=State.SUCCEEDED).count() >= count
 
 
-def test_w7_timers_fire_with_the_sweeper_alone(worker: Dispatcher, settled: Callable[[], None]) -> None:
+def test_w07_timers_fire_with_the_sweeper_alone(worker: Dispatcher, settled: Callable[[], None]) -> None:
     run = start(flows.Naps, {"k": "a", "name": "r", "seconds": 0.1})
     settled()
     run.refresh_from_db()
@@ -174,7 +181,7 @@ def _in_threads(count: int, work: Callable[[int], None]) -> None:
     assert errors == []
 
 
-def test_w8_a_notification_that_races_with_the_wait_is_never_lost(
+def test_w08_a_notification_that_races_with_the_wait_is_never_lost(
     worker: Dispatcher, settled: Callable[[], None]
 ) -> None:
     runs = 24
@@ -198,7 +205,7 @@ def test_w8_a_notification_that_races_with_the_wait_is_never_lost(
 
 
 @pytest.mark.django_db
-def test_w8_a_notification_before_between_and_after_arming_wakes() -> None:
+def test_w08_a_notification_before_between_and_after_arming_wakes() -> None:
     before = start(flows.Listens, {"k": "1", "topic": "one"})
     Group.objects.create(name="ready one")
     notify("one")
@@ -214,7 +221,7 @@ def test_w8_a_notification_before_between_and_after_arming_wakes() -> None:
     assert after.state == State.SUCCEEDED
 
 
-def test_w8_a_notification_while_the_outside_part_looks_wakes(transactional_db: None) -> None:
+def test_w08_a_notification_while_the_outside_part_looks_wakes(transactional_db: None) -> None:
     looks: list[bool] = []
 
     def look(run: Run) -> bool:
@@ -263,3 +270,80 @@ def test_w10_an_idempotency_key_returns_the_first_run_and_refuses_another_input(
         start(flows.Three, {"k": "b"}, idempotency_key="cause")
     assert start(flows.Shared, {"k": "b"}, idempotency_key="cause").id != first.id
     assert start(flows.Three, {"k": "a"}).id != start(flows.Three, {"k": "a"}).id
+
+
+# -- W7: 100,000 parked runs ---------------------------------------------------------------------------
+
+PARKED = 100_000
+
+
+@pytest.fixture
+def many_parked(transactional_db: None) -> None:
+    """100,000 runs that wait: half for a far time, half for events; made by the database itself."""
+    first = start(flows.Naps, {"k": "parked", "seconds": 86_400})
+    drain()
+    names = [field.column for field in WorkflowRun._meta.fields]
+    quoted = {name: connections["default"].ops.quote_name(name) for name in names}
+    number = " + ".join(f"d{n}.n * {10**n}" for n in range(5))
+    text = f"CAST({number} AS CHAR(8))" if connection.vendor == "mysql" else f"CAST({number} AS TEXT)"
+
+    def joined(prefix: str) -> str:
+        return f"CONCAT('{prefix}', {text})" if connection.vendor == "mysql" else f"'{prefix}' || {text}"
+
+    changed = {
+        "id": joined("run_"),
+        "key": joined("test-naps:"),
+        "arrival": f"r.arrival + 1 + {number}",
+        "next_at": "CASE WHEN d0.n < 5 THEN r.next_at ELSE NULL END",
+        "wait_topic": f"CASE WHEN d0.n < 5 THEN '' ELSE {joined('topic ')} END",
+    }
+    chosen = ", ".join(changed.get(name, f"r.{quoted[name]}") for name in names)
+    digits = " UNION ALL ".join(f"SELECT {n} AS n" for n in range(10))
+    table = WorkflowRun._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {table} ({', '.join(quoted.values())}) SELECT {chosen} FROM {table} r, "
+            + ", ".join(f"({digits}) d{n}" for n in range(5))
+            + " WHERE r.id = %s",
+            [first.id],
+        )
+        cursor.execute(f"ANALYZE {'TABLE ' if connection.vendor == 'mysql' else ''}{table}")
+        cursor.fetchall()
+    assert WorkflowRun.objects.filter(state=State.WAITING).count() == PARKED + 1
+
+
+def test_w07_100_000_parked_runs_cost_rows_and_nothing_else(
+    many_parked: None, process: Callable[..., Process], until: Until
+) -> None:
+    with CaptureQueriesContext(connection) as sweep:
+        assert due_keys() == []
+        assert next_due() is not None
+    assert len(sweep) <= 3  # whatever the number of runs
+    for query in sweep:
+        with connection.cursor() as cursor:
+            cursor.execute(f"EXPLAIN {'QUERY PLAN ' if connection.vendor == 'sqlite' else ''}{query['sql']}")
+            names = [column[0] for column in cursor.description]
+            plan = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        if connection.vendor == "sqlite":
+            assert not [
+                row
+                for row in plan
+                if "SCAN workflows_workflowrun" in row["detail"] and "INDEX" not in row["detail"]
+            ]
+        else:
+            assert not [
+                row for row in plan if row["table"] == "workflows_workflowrun" and row["type"] == "ALL"
+            ]
+    busy = process(threads=2)
+    idle_memory, idle_threads = busy.memory, busy.threads
+    ended = [start(flows.Three, {"k": str(n), "name": f"r{n}"}) for n in range(20)]
+    until(
+        lambda: (
+            WorkflowRun.objects.filter(id__in=[run.id for run in ended], state=State.SUCCEEDED).count() == 20
+        )
+    )
+    with transaction.atomic():
+        Group.objects.create(name="ready topic 7")
+        notify("topic 7")
+    assert busy.threads <= idle_threads + 3  # its two, and one that renews leases
+    assert busy.memory < idle_memory + 64 * 2**20  # a list of the parked would be more
