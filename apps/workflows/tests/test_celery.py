@@ -20,6 +20,9 @@ from apps.workflows.tests import flows
 from apps.workflows.tests.conftest import Until, database_url
 from unkey.env import ROOT, env
 
+# Several workers start in one test, which takes its time on a machine that has much to do.
+pytestmark = pytest.mark.timeout(240)
+
 Celery = Callable[..., subprocess.Popen[bytes]]
 
 

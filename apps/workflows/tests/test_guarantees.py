@@ -282,7 +282,7 @@ def many_parked(transactional_db: None) -> None:
     """100,000 runs that wait: half for a far time, half for events; made by the database itself."""
     first = start(flows.Naps, {"k": "parked", "seconds": 86_400})
     drain()
-    names = [field.column for field in WorkflowRun._meta.fields]
+    names = [str(field.column) for field in WorkflowRun._meta.fields]
     quoted = {name: connections["default"].ops.quote_name(name) for name in names}
     number = " + ".join(f"d{n}.n * {10**n}" for n in range(5))
     text = f"CAST({number} AS CHAR(8))" if connection.vendor == "mysql" else f"CAST({number} AS TEXT)"
