@@ -38,7 +38,12 @@ async def serve() -> int:
         agent=env.AGENT_ID or f"{env.REGION}-{socket.gethostname()}"[:64],
         region=env.REGION,
     )
-    timing = Timing(start_deadline=env.AGENT_START_DEADLINE_SECONDS, drain=env.AGENT_DRAIN_SECONDS)
+    timing = Timing(
+        start_deadline=env.AGENT_START_DEADLINE_SECONDS,
+        drain=env.AGENT_DRAIN_SECONDS,
+        scale=env.AGENT_SCALE_SECONDS,
+        calm=env.AGENT_SCALE_DOWN_SECONDS,
+    )
     url = env.AGENT_URL.rstrip("/") or f"http://{env.BIND}:{env.AGENT_PORT}"
     agent = Agent(root=root, runtime=ProcessRuntime(root, control), control=control, url=url, timing=timing)
     server = Server(

@@ -1,4 +1,4 @@
-"""The desired state of a region as the agent applied it last, kept on disk across restarts."""
+"""What the agent knows of its region across restarts: what should run, and what has happened to it."""
 
 from pathlib import Path
 
@@ -11,14 +11,35 @@ from agent.wire import Topology
 log = structlog.get_logger(__name__)
 
 
+class Past(msgspec.Struct):
+    """What has happened to an instance.
+
+    Args:
+        restarts: how often it was started again, since it was first started.
+        crashes: how often in a row it has ended by itself, or never became well.
+        next_try: when it is started again, in Unix seconds; 0: no crash is waited out.
+        message: what was reported of it with that.
+        given_up: it is not tried any more: its owner must mend it.
+    """
+
+    restarts: int = 0
+    crashes: int = 0
+    next_try: float = 0.0
+    message: str = ""
+    given_up: bool = False
+
+
 class _Saved(msgspec.Struct):
     version: int
     topologies: dict[str, Topology]
     proven: set[str] = set()
+    past: dict[str, Past] = {}
 
 
 class Desired:
-    """Topologies by deployment, the version up to which they are applied, and what has ever run well.
+    """Topologies by deployment, the version up to which they are applied, what has ever run well, and crashes.
+
+    No secret is among it.
 
     Args:
         path: `state.json` of the region; a missing or damaged one means version 0, the whole state anew.
@@ -29,6 +50,7 @@ class Desired:
         self.version = 0
         self.topologies: dict[str, Topology] = {}
         self.proven: set[str] = set()
+        self.past: dict[str, Past] = {}
         self._listed: set[str] = set()
         try:
             saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
@@ -37,7 +59,8 @@ class Desired:
         except (msgspec.DecodeError, ValueError, RecursionError) as error:
             log.warning("state_unreadable", path=str(path), error=str(error))
             return
-        self.version, self.topologies, self.proven = saved.version, saved.topologies, saved.proven
+        self.version, self.topologies = saved.version, saved.topologies
+        self.proven, self.past = saved.proven, saved.past
 
     @property
     def kept(self) -> set[str]:
@@ -80,4 +103,5 @@ class Desired:
         Raises:
             OSError: the folder cannot be written.
         """
-        files.write(self._path, msgspec.json.encode(_Saved(self.version, self.topologies, self.proven)))
+        saved = _Saved(self.version, self.topologies, self.proven, self.past)
+        files.write(self._path, msgspec.json.encode(saved))

@@ -7,23 +7,32 @@ reports are the same for every runtime.
     pending  → running    the instance answers
     running  → failed     it ended or is not well any more; it is started again, later each time
     pending  → failed     it never became well and was given up: the deployment's owner must mend it
-    any      → draining   it should not run any more: reported first, then stopped
+    any      → draining   it should not run any more
+
+An instance that should not run any more is reported first; once every edge knows of it, and what they had
+begun to ask it is answered, it is told to end, and killed if it does not. A crash is made good at once the
+first time; one that follows within ten minutes of running is a crash loop, waited out for 10 s, 20 s, up to
+5 minutes. What an agent that cannot reach the control plane needs to go on, it knows: topologies from its
+disk, variables from its memory only.
 """
 
 import asyncio
 import random
-from collections.abc import Callable, Container, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import structlog
 
 from agent import health
+from agent.autoscale import Load, Wish, decide
 from agent.control_plane import ControlPlane, Refused, Unreachable
-from agent.runtimes.base import Observed, Order, Runtime, StartFailed
+from agent.desired import Desired, Past
+from agent.runtimes.base import Observed, Order, Runtime, StartFailed, Usage
 from agent.wire import InstanceState, LogLine, Settings, Status, Topology
-from unkey import ids
+from unkey import clock, ids
 
 LAST_LINES = 20
 MAX_MESSAGE = 4000
@@ -37,31 +46,43 @@ class Timing:
 
     Args:
         start_deadline: for an instance to become well, unless its health check says otherwise.
-        drain: between the report of `draining` and the signal, for edges to stop sending.
+        drain: at most between the report of `draining` and the signal, for edges to stop sending and for
+            what they have begun to be answered.
         grace: between the signal and the kill.
-        max_restarts: of an instance that was never well.
-        first_restart: pause before the first restart; doubled each time.
-        slowest_restart: the longest pause.
+        max_restarts: of a program that was never well.
+        first_restart: pause before another attempt of a program that was never well, or that could not be
+            started through no fault of its own; doubled each time.
+        slowest_restart: the longest of these pauses.
+        first_crash: pause after the second crash in a row; doubled each time. There is none after the first.
+        slowest_crash: the longest of these pauses.
         poll_starting: between two looks at an instance that starts.
         poll_running: between two looks whether its process runs.
         default_interval: between two health checks, where the environment names none.
         default_threshold: failed health checks in a row that end an instance, likewise.
-        settled: after running this long an instance's earlier failures are forgotten.
-        report_delivery: how long a stop waits for the control plane to know of it.
+        settled: after running this long an instance's earlier crashes are forgotten.
+        report_delivery: how long the end of an agent waits for the control plane to know of its instances.
+        linger: between the last edge's word and the look at open connections, for what is on its way.
+        scale: between two looks at the load.
+        calm: so long fewer instances must be enough before there are fewer.
     """
 
     start_deadline: float = 60.0
-    drain: float = 2.0
+    drain: float = 10.0
     grace: float = 10.0
     max_restarts: int = 3
     first_restart: float = 0.5
-    slowest_restart: float = 60.0
+    slowest_restart: float = 10.0
+    first_crash: float = 10.0
+    slowest_crash: float = 300.0
     poll_starting: float = 0.05
     poll_running: float = 0.25
     default_interval: float = 10.0
     default_threshold: int = 3
-    settled: float = 60.0
+    settled: float = 600.0
     report_delivery: float = 3.0
+    linger: float = 0.1
+    scale: float = 15.0
+    calm: float = 60.0
 
 
 class Keeper:
@@ -72,7 +93,8 @@ class Keeper:
         runtime: what runs its instances.
         control: whom to report to, and where its variables come from.
         timing: how long to wait for what.
-        on_proven: called when one of its instances has become well for the first time.
+        desired: what outlives the agent.
+        save: called when that has changed.
     """
 
     def __init__(
@@ -81,16 +103,22 @@ class Keeper:
         runtime: Runtime,
         control: ControlPlane,
         timing: Timing,
-        on_proven: Callable[[str], None],
+        desired: Desired,
+        save: Callable[[], None],
     ) -> None:
         self.deployment_id = deployment_id
         self.topology: Topology | None = None
-        self.is_proven = False
-        self._on_proven = on_proven
+        self._desired = desired
+        self._save = save
         self._runtime = runtime
         self._control = control
         self._timing = timing
         self._replicas: dict[str, Replica] = {}
+        self._told = False
+        self._count = 0
+        self._wishes: tuple[Wish, ...] = ()
+        self._measured: dict[str, tuple[float, float]] = {}
+        self._variables: dict[str, str] | None = None
         self._reporter = Reporter(deployment_id, control, self.states)
 
     @property
@@ -103,32 +131,144 @@ class Keeper:
         """Names of its instances."""
         return list(self._replicas)
 
+    @property
+    def is_proven(self) -> bool:
+        """Whether one of its instances was ever well."""
+        return self.deployment_id in self._desired.proven
+
+    @property
+    def count(self) -> int:
+        """How many instances there should be."""
+        return self._count
+
     def states(self) -> list[InstanceState]:
         """Return all instances as they are reported."""
         return [replica.state for replica in self._replicas.values()]
 
     async def adopt(self, found: Observed) -> None:
         """Take over an instance of an earlier agent; one that still answers was never away."""
+        self._count += 1
         replica = self._replicas[found.name] = Replica(found.name, self, found)
         if found.alive and not await health.accepts(found.address):
-            replica.state = InstanceState(found.name, found.address, Status.RUNNING)
+            replica.state = msgspec.structs.replace(replica.state, status=Status.RUNNING, message="")
 
     def prove(self) -> None:
         """Take note that the program can run: from now on it is never given up."""
         if not self.is_proven:
-            self.is_proven = True
-            self._on_proven(self.deployment_id)
+            self._desired.proven.add(self.deployment_id)
+            self._save()
+
+    def past(self, name: str) -> Past:
+        """Return what has happened to an instance; `remember` what is changed of it."""
+        return self._desired.past.setdefault(name, Past())
+
+    def remember(self) -> None:
+        """Keep what has happened to instances, also across restarts of the agent."""
+        self._save()
 
     def apply(self, topology: Topology | None) -> None:
         """Take over what should run; None: nothing any more."""
         self.topology = topology
+        self._told = True
+        if topology is None or topology.desired == "stopped":
+            self._count = 0
+            self._wishes = ()
+            self._variables = None
+        else:
+            self._count = min(max(self._count, topology.policy.least), topology.policy.most)
         self.reconcile()
         self._reporter.soon()
 
-    def reconcile(self) -> None:
-        """Compare what should run with what does, and begin whatever is needed."""
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number of its instances follows their load."""
         topology = self.topology
-        wanted = topology.replicas if topology is not None and topology.desired == "running" else 0
+        return (
+            topology is not None
+            and topology.desired == "running"
+            and topology.policy.least < topology.policy.most
+        )
+
+    async def scale(self, usage: Mapping[str, Usage]) -> None:
+        """Let the number of instances follow their load.
+
+        Args:
+            usage: what instances have used, by name.
+        """
+        topology = self.topology
+        if topology is None or not self.is_elastic:
+            self._wishes = ()
+            return
+        now = asyncio.get_running_loop().time()
+        staying = [replica for replica in self._replicas.values() if not replica.is_stopping]
+        loads = [
+            self._load(replica.state, usage.get(replica.state.name), topology.settings, now)
+            for replica in staying
+        ]
+        self._measured = {
+            name: (now, used.cpu_seconds) for name, used in usage.items() if name in self._replicas
+        }
+        wishes = self._wishes or (Wish(now, self._count),)
+        decision = decide(topology.policy, self._count, loads, wishes, now, self._timing.calm)
+        self._wishes = decision.wishes
+        if decision.count == self._count:
+            return
+        text = f"scaled from {self._count} to {decision.count} instances: {decision.why}"
+        log.info(
+            "scaled",
+            deployment=self.deployment_id,
+            count=decision.count,
+            before=self._count,
+            why=decision.why,
+        )
+        self._count = decision.count
+        self.reconcile()
+        for replica in staying[:1]:
+            await self._runtime.note(replica.state.name, text)
+
+    def _load(self, state: InstanceState, used: Usage | None, settings: Settings, now: float) -> Load | None:
+        """Return what an instance used since the last look, None if it did not run all the while."""
+        before = self._measured.get(state.name)
+        if state.status is not Status.RUNNING or used is None or before is None:
+            return None
+        seconds, cpu_seconds = now - before[0], used.cpu_seconds - before[1]
+        if seconds <= 0 or cpu_seconds < 0:
+            return None
+        return Load(
+            cpu=cpu_seconds / seconds * 1000 / settings.cpu_millicores * 100,
+            memory=used.memory_octets / (settings.memory_mib * 1024 * 1024) * 100,
+        )
+
+    async def variables(self) -> dict[str, str]:
+        """Return the decrypted variables; those that are known already, if they cannot be asked for now.
+
+        They are frozen with the deployment, so known ones are right ones. They are kept in memory only.
+
+        Raises:
+            StartFailed: they are not to be had.
+        """
+        topology = self.topology
+        if topology is None or not topology.variables:
+            return {}
+        try:
+            self._variables = await self._control.secrets(self.deployment_id)
+        except Unreachable as error:
+            if self._variables is None:
+                raise StartFailed(f"The variables cannot be fetched now: {error}", again=True) from error
+            log.warning("variables_from_memory", deployment=self.deployment_id, error=str(error))
+        except Refused as error:
+            raise StartFailed(f"The variables cannot be fetched: {error}") from error
+        return self._variables
+
+    def reconcile(self) -> None:
+        """Compare what should run with what does, and begin whatever is needed.
+
+        What runs of a deployment of which nothing has been heard yet is left alone: the control plane may
+        be away.
+        """
+        if not self._told:
+            return
+        wanted = self._count
         for replica in self._replicas.values():
             if replica.is_stopping and replica.is_idle:
                 replica.stop()
@@ -154,6 +294,21 @@ class Keeper:
             async with asyncio.timeout(self._timing.report_delivery):
                 await self._reporter.delivered()
 
+    async def known_to_edges(self) -> None:
+        """Wait until every live edge knows the present state; for ever, if the control plane is away."""
+        await self._reporter.delivered()
+        pause = 0.05
+        while True:
+            try:
+                if await self._control.edges_know(self._reporter.version):
+                    return
+            except Unreachable as error:
+                log.warning("edges_not_asked", deployment=self.deployment_id, error=str(error))
+            except Refused:
+                return  # an older control plane that cannot be asked
+            await asyncio.sleep(pause)
+            pause = min(pause * 1.5, 0.5)
+
     async def leave(self) -> None:
         """Stop watching; instances run on."""
         for replica in self._replicas.values():
@@ -176,6 +331,9 @@ class Keeper:
     def forget(self, name: str) -> None:
         """An instance is gone for good."""
         self._replicas.pop(name, None)
+        self._measured.pop(name, None)
+        if self._desired.past.pop(name, None) is not None:
+            self._save()
         self._reporter.soon()
 
 
@@ -190,13 +348,21 @@ class Replica:
 
     def __init__(self, name: str, keeper: Keeper, found: Observed | None) -> None:
         self.is_stopping = False
-        self.state = InstanceState(name=name, address=found.address if found else "", status=Status.PENDING)
+        self._past = keeper.past(name)
+        waits = self._past.given_up or self._past.next_try > 0
+        self.state = InstanceState(
+            name=name,
+            address=found.address if found else "",
+            status=Status.FAILED if waits else Status.PENDING,
+            message=self._past.message if waits else "",
+            restarts=self._past.restarts,
+        )
         self._keeper = keeper
         self._runtime = keeper._runtime
         self._timing = keeper._timing
         self._found = found
         self._task: asyncio.Task[None] | None = None
-        self._failures = 0
+        self._attempts = 0
 
     @property
     def is_idle(self) -> bool:
@@ -205,7 +371,7 @@ class Replica:
 
     def keep(self) -> None:
         """Begin to keep it running, unless that is being done or was given up."""
-        if self.is_idle and self.state.status is not Status.FAILED:
+        if self.is_idle and not self._past.given_up:
             self._task = asyncio.get_running_loop().create_task(self._guard(self._run()))
 
     def stop(self, *, drain: bool = True) -> None:
@@ -231,7 +397,7 @@ class Replica:
 
     def _is_now(self, status: Status, message: str = "", address: str | None = None) -> None:
         address = self.state.address if address is None else address
-        state = InstanceState(self.state.name, address, status, message[:MAX_MESSAGE])
+        state = InstanceState(self.state.name, address, status, message[:MAX_MESSAGE], self._past.restarts)
         if state != self.state:
             log.info(
                 "instance",
@@ -239,6 +405,7 @@ class Replica:
                 name=state.name,
                 status=state.status.value,
                 address=state.address,
+                restarts=state.restarts,
                 message=state.message[:200],
             )
             self.state = state
@@ -254,22 +421,27 @@ class Replica:
 
     async def _run(self) -> None:
         found, self._found = self._found, None
-        if found is not None and not found.alive:
+        if self._past.next_try:  # an earlier agent had begun to wait
+            await self._wait_for_next_try()
+        elif found is not None and not found.alive:
             await self._runtime.note(self.state.name, "started again: it ended while no agent was there")
+            self._past.restarts += 1
+            self._keeper.remember()
+        if found is not None and not found.alive:
             found = None
         while True:
             try:
                 observed = await (self._start() if found is None else self._resume(found))
             except StartFailed as error:
-                going_on = await self._after_failure(str(error), transient=error.again, final=not error.again)
+                if error.again:
+                    await self._could_not_start(str(error))
+                elif not await self._after_failure(str(error), final=True):
+                    return
             else:
                 if observed.alive:
                     await self._watch(observed)
-                    going_on = True
-                else:
-                    going_on = await self._after_failure(await self._last_words(observed.ended))
-            if not going_on:
-                return
+                elif not await self._after_failure(await self._last_words(observed.ended)):
+                    return
             found = None
 
     async def _resume(self, found: Observed) -> Observed:
@@ -286,14 +458,7 @@ class Replica:
         assert topology is not None
         if topology.plan is None:
             raise StartFailed("Nothing was found to run.")
-        variables: dict[str, str] = {}
-        if topology.variables:
-            try:
-                variables = await self._keeper._control.secrets(topology.deployment_id)
-            except Unreachable as error:
-                raise StartFailed(f"The variables cannot be fetched now: {error}", again=True) from error
-            except Refused as error:
-                raise StartFailed(f"The variables cannot be fetched: {error}") from error
+        variables = await self._keeper.variables()
         order = Order(
             name=self.state.name,
             deployment_id=topology.deployment_id,
@@ -371,16 +536,13 @@ class Replica:
                     why = f"{why} ({failed_checks} health checks in a row failed)"
                     break
                 next_check = loop.time() + interval
-            if loop.time() - begun > self._timing.settled:
-                self._failures = 0
+            if self._past.crashes and loop.time() - begun > self._timing.settled:
+                self._past.crashes = 0
+                self._keeper.remember()
             await asyncio.sleep(self._timing.poll_running)
-        self._is_now(Status.FAILED, await self._last_words(f"{why}; it is started again"))
-        if observed.alive:
-            # Edges have been told; what it was still answering may end.
-            await self._runtime.stop(observed.name, self._signal, self._timing.grace)
-        await self._pause_before_restart(why)
+        await self._crashed(await self._last_words(why), Status.FAILED, still_runs=observed.alive)
 
-    async def _after_failure(self, message: str, *, transient: bool = False, final: bool = False) -> bool:
+    async def _after_failure(self, message: str, *, final: bool = False) -> bool:
         """Wait before the next attempt, or give up: return whether to try again.
 
         A program that never ran is given up after some attempts, so that its deployment fails with the
@@ -388,30 +550,71 @@ class Replica:
 
         Args:
             message: what happened; its first line is a sentence, the rest the last lines of the log.
-            transient: it was not the program's fault.
             final: no attempt can help.
         """
-        attempt = self._failures + 1
-        hopeless = final or (not transient and self._failures >= self._timing.max_restarts)
-        if hopeless and not self._keeper.is_proven:
-            tried = f"given up after {attempt} attempts: " if attempt > 1 else ""
-            await self._runtime.note(self.state.name, f"{tried}{message.partition(chr(10))[0]}")
+        if self._keeper.is_proven:
+            first = self._past.crashes == 0
+            await self._crashed(message, Status.PENDING if first else Status.FAILED)
+            return True
+        self._attempts += 1
+        if final or self._attempts > self._timing.max_restarts:
+            tried = f"given up after {self._attempts} attempts: " if self._attempts > 1 else ""
+            await self._runtime.note(self.state.name, f"{tried}{_sentence(message)}")
             await self._clear()
-            self._is_now(Status.FAILED, f"{tried}{message}")
+            self._past.given_up, self._past.message = True, f"{tried}{message}"[:MAX_MESSAGE]
+            self._keeper.remember()
+            self._is_now(Status.FAILED, self._past.message)
             return False
-        status = Status.FAILED if self._keeper.is_proven else Status.PENDING
-        self._is_now(status, f"attempt {attempt} failed, it is started again: {message}")
-        await self._pause_before_restart(message)
+        self._past.restarts += 1
+        self._is_now(Status.PENDING, f"attempt {self._attempts} failed, it is started again: {message}")
+        await self._pause(message, self._attempts)
         return True
 
-    async def _pause_before_restart(self, why: str) -> None:
+    async def _could_not_start(self, message: str) -> None:
+        """Wait before the next attempt: that there was none was not the program's fault."""
+        self._attempts = min(self._attempts + 1, 30)
+        status = Status.FAILED if self.state.status is Status.FAILED else Status.PENDING
+        self._is_now(status, f"it is tried again: {message}")
+        await self._pause(message, self._attempts)
+
+    async def _pause(self, message: str, attempt: int) -> None:
         await self._clear()
-        pause = min(self._timing.first_restart * 2.0**self._failures, self._timing.slowest_restart)
-        self._failures = min(self._failures + 1, 30)
-        await self._runtime.note(
-            self.state.name, f"{why.partition(chr(10))[0]}; started again in {pause:g} s"
-        )
+        pause = min(self._timing.first_restart * 2.0 ** (attempt - 1), self._timing.slowest_restart)
+        await self._runtime.note(self.state.name, f"{_sentence(message)}; started again in {pause:g} s")
         await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  (no secret)
+
+    async def _crashed(self, message: str, status: Status, *, still_runs: bool = False) -> None:
+        """Report a crash of a program that can run, and wait: not after the first, then longer each time."""
+        past = self._past
+        past.crashes += 1
+        past.restarts += 1
+        pause = 0.0
+        why, _, lines = message.partition("\n")
+        said = f"{why}; it is started again at once"
+        if past.crashes > 1:
+            pause = min(
+                self._timing.first_crash * 2.0 ** min(past.crashes - 2, 30), self._timing.slowest_crash
+            )
+            said = f"crash loop: {why}, {past.crashes} times; next try in {pause:g} s"
+        past.message = f"{said}\n{lines}"[:MAX_MESSAGE] if lines else said[:MAX_MESSAGE]
+        past.next_try = clock.now_ms() / 1000 + pause if pause else 0.0
+        self._keeper.remember()
+        self._is_now(status, past.message)
+        if still_runs:
+            # Edges have been told; what it was still answering may end.
+            with suppress(KeyError):
+                await self._runtime.stop(self.state.name, self._signal, self._timing.grace)
+        await self._clear()
+        await self._runtime.note(self.state.name, said)
+        await self._wait_for_next_try()
+
+    async def _wait_for_next_try(self) -> None:
+        """Sleep until then; a clock that was set back must not make that long."""
+        pause = self._past.next_try - clock.now_ms() / 1000
+        await asyncio.sleep(min(max(pause, 0.0), self._timing.slowest_crash))
+        if self._past.next_try:
+            self._past.next_try = 0.0
+            self._keeper.remember()
 
     async def _clear(self) -> None:
         """End what a dead leader has left of its group."""
@@ -435,12 +638,24 @@ class Replica:
         was_serving = self.state.status is Status.RUNNING
         self._is_now(Status.DRAINING)
         if was_serving and drain:
-            await self._keeper.delivered()
-            await asyncio.sleep(self._timing.drain)
+            await self._drain()
         with suppress(KeyError):
             await self._runtime.stop(self.state.name, signal, self._timing.grace)
         await self._runtime.remove(self.state.name)
         self._keeper.forget(self.state.name)
+
+    async def _drain(self) -> None:
+        """Wait until no edge sends any more and what they have sent is answered, but not for ever."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timing.drain):
+                await self._keeper.known_to_edges()
+                await asyncio.sleep(self._timing.linger)
+                while await self._runtime.connections(self.state.name):
+                    await asyncio.sleep(self._timing.poll_starting)
+
+
+def _sentence(message: str) -> str:
+    return message.partition("\n")[0]
 
 
 class Reporter:
@@ -461,6 +676,7 @@ class Reporter:
         self._deployment_id = deployment_id
         self._control = control
         self._states = states
+        self.version = 0
         self._wanted = 0
         self._done = 0
         self._heard = asyncio.Condition()
@@ -494,7 +710,7 @@ class Reporter:
         while self._done != self._wanted:
             wanted = self._wanted
             try:
-                await self._control.report(self._deployment_id, self._states())
+                self.version = await self._control.report(self._deployment_id, self._states())
             except Unreachable as error:
                 log.warning("report_not_heard", deployment=self._deployment_id, error=str(error))
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (no secret)
@@ -516,8 +732,8 @@ class Reconciler:
         runtime: what runs instances.
         control: the control plane.
         timing: how long to wait for what.
-        proven: deployments of which an instance has been well before.
-        on_proven: called with each further one.
+        desired: what outlives the agent.
+        save: called when that has changed.
     """
 
     def __init__(
@@ -525,11 +741,11 @@ class Reconciler:
         runtime: Runtime,
         control: ControlPlane,
         timing: Timing,
-        proven: Container[str],
-        on_proven: Callable[[str], None],
+        desired: Desired,
+        save: Callable[[], None],
     ) -> None:
-        self._proven = proven
-        self._on_proven = on_proven
+        self._desired = desired
+        self._save = save
         self._runtime = runtime
         self._control = control
         self._timing = timing
@@ -537,8 +753,11 @@ class Reconciler:
 
     async def recover(self) -> None:
         """Find the instances of an earlier agent again; nothing is decided about them yet."""
-        for found in await self._runtime.recover():
+        recovered = await self._runtime.recover()
+        for found in recovered:
             await self._keeper(found.deployment_id).adopt(found)
+        for name in self._desired.past.keys() - {found.name for found in recovered}:
+            del self._desired.past[name]
 
     def apply(self, topology: Topology) -> None:
         """Take over what should run of a deployment."""
@@ -549,6 +768,17 @@ class Reconciler:
         for deployment_id, keeper in self._keepers.items():
             if deployment_id not in deployment_ids:
                 keeper.apply(None)
+
+    async def scale(self) -> None:
+        """Measure what instances use, and let their numbers follow."""
+        elastic = [keeper for keeper in self._keepers.values() if keeper.is_elastic]
+        usage = await self._runtime.usage() if elastic else {}
+        for keeper in list(self._keepers.values()):
+            await keeper.scale(usage)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many instances there should be, by deployment."""
+        return {each.deployment_id: each.count for each in self._keepers.values()}
 
     def correct_drift(self) -> None:
         """Compare everything once more, and report everything once more."""
@@ -597,7 +827,7 @@ class Reconciler:
 
     def _keeper(self, deployment_id: str) -> Keeper:
         if deployment_id not in self._keepers:
-            keeper = Keeper(deployment_id, self._runtime, self._control, self._timing, self._on_proven)
-            keeper.is_proven = deployment_id in self._proven
-            self._keepers[deployment_id] = keeper
+            self._keepers[deployment_id] = Keeper(
+                deployment_id, self._runtime, self._control, self._timing, self._desired, self._save
+            )
         return self._keepers[deployment_id]

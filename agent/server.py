@@ -108,6 +108,7 @@ class Server:
         states = [state for each in self._reconciler.states().values() for state in each]
         for status in Status:
             metrics.INSTANCES.labels(status.value).set(sum(state.status is status for state in states))
+        metrics.WANTED.set(sum(self._reconciler.counts().values()))
         return 200, "text/plain; version=0.0.4; charset=utf-8", generate_latest(metrics.registry)
 
     async def _logs(self, query: dict[str, list[str]]) -> Answer:

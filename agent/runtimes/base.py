@@ -67,6 +67,19 @@ class Observed:
     ended: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an instance has used.
+
+    Args:
+        cpu_seconds: of all its processes, since it was started.
+        memory_octets: that they hold now.
+    """
+
+    cpu_seconds: float
+    memory_octets: int
+
+
 class Runtime(Protocol):
     """What every runtime does."""
 
@@ -90,6 +103,12 @@ class Runtime(Protocol):
             KeyError: there is no instance of that name.
         """
 
+    async def usage(self) -> dict[str, Usage]:
+        """Return what every instance that runs has used, by its name."""
+
+    async def connections(self, name: str) -> int:
+        """Return how many connections to an instance are open; 0 where that cannot be told."""
+
     async def stop(self, name: str, signal: str, grace_seconds: float) -> None:
         """Ask an instance to end, then make it; when this returns, no process of it is left.
 
@@ -106,4 +125,4 @@ class Runtime(Protocol):
         """Return the last lines of an instance's log, oldest first; none if there is no such instance."""
 
     async def tidy(self, images: set[str]) -> None:
-        """Called every minute: drop what is cached of images that are not in use."""
+        """Called every minute: end what no instance is, and drop what is cached of other images than these."""

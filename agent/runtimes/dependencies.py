@@ -64,6 +64,14 @@ class Environments:
             os.utime(path / _COMPLETE)
         return path
 
+    def drop_unfinished(self) -> None:
+        """Remove what was never made to the end; called before the first is made."""
+        if not self._folder.is_dir():
+            return
+        for path in self._folder.iterdir():
+            if path.is_dir() and not (path / _COMPLETE).exists():
+                shutil.rmtree(path, ignore_errors=True)
+
     def tidy(self, in_use: set[str], now: float) -> None:
         """Remove environments that no instance uses and none has asked for within a day.
 

@@ -19,6 +19,7 @@ Limits, for what an unprivileged agent can do without a control group:
 """
 
 import asyncio
+import errno
 import os
 import random
 import resource
@@ -38,7 +39,7 @@ import structlog
 from agent import files, static
 from agent.control_plane import ControlPlane, Refused, Unreachable
 from agent.runtimes import processes
-from agent.runtimes.base import Observed, Order, StartFailed
+from agent.runtimes.base import Observed, Order, StartFailed, Usage
 from agent.runtimes.dependencies import Environments, base_path, run
 from agent.runtimes.processes import Identity
 from agent.wire import VARIABLE, LogLine
@@ -121,6 +122,7 @@ class ProcessRuntime:
 
     async def recover(self) -> list[Observed]:
         """See `Runtime.recover`."""
+        await asyncio.to_thread(self._drop_unfinished)
         self._warming = asyncio.create_task(self._warm())
         for folder in sorted(self._instances.iterdir()):
             try:
@@ -136,6 +138,12 @@ class ProcessRuntime:
                 await self._end_all(process, record.name, signal.SIGKILL, 1.0)
             self._known[record.name] = instance
         return [await self.observe(name) for name in self._known]
+
+    def _drop_unfinished(self) -> None:
+        """Remove what an agent that was killed had begun to fetch or to install."""
+        for draft in self._snapshots.glob(".*"):
+            draft.unlink(missing_ok=True)
+        self._environments.drop_unfinished()
 
     async def _warm(self) -> None:
         """Make the bare environment now, so that the first deployment does not wait for it."""
@@ -171,7 +179,7 @@ class ProcessRuntime:
             instance.ended = str(error)
             raise
         except OSError as error:
-            instance.ended = f"the agent's disk: {error.strerror}"
+            instance.ended = _disk_trouble(error)
             raise StartFailed(instance.ended, again=True) from error
         return await self.observe(order.name)
 
@@ -194,6 +202,23 @@ class ProcessRuntime:
             alive=alive,
             ended=instance.ended,
         )
+
+    async def usage(self) -> dict[str, Usage]:
+        """See `Runtime.usage`."""
+        running = {
+            name: (instance.record.process, self._marked(name))
+            for name, instance in self._known.items()
+            if not instance.ended and instance.record.process is not None
+        }
+        if not running:
+            return {}
+        found = await asyncio.to_thread(processes.usage, running)
+        return {name: Usage(seconds, octets) for name, (seconds, octets) in found.items()}
+
+    async def connections(self, name: str) -> int:
+        """See `Runtime.connections`."""
+        instance = self._known.get(name)
+        return await asyncio.to_thread(processes.connections, instance.record.port) if instance else 0
 
     async def stop(self, name: str, signal_name: str, grace_seconds: float) -> None:
         """See `Runtime.stop`."""
@@ -230,8 +255,23 @@ class ProcessRuntime:
 
     async def tidy(self, images: set[str]) -> None:
         """See `Runtime.tidy`."""
+        await self._end_strays()
         instances = list(self._known.values())
         await asyncio.to_thread(self._tidy, images, instances)
+
+    async def _end_strays(self) -> None:
+        """End processes, and remove folders, of instances that nobody knows.
+
+        Such as those whose folder somebody has removed while no agent was there to see them.
+        """
+        marked = await asyncio.to_thread(processes.marked, str(self._instances))
+        strays = [pid for pid, mark in marked.items() if os.path.basename(mark) not in self._known]
+        folders = [folder for folder in self._instances.iterdir() if folder.name not in self._known]
+        if strays:
+            log.warning("strays_ended", pids=strays)
+            processes.end(strays, signal.SIGKILL)
+        for folder in folders:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     def _tidy(self, images: set[str], instances: list[Instance]) -> None:
         kept = {f"{image.rpartition(':')[2]}.tar.gz" for image in images}
@@ -397,6 +437,12 @@ class ProcessRuntime:
             _bound_log(instance)
         elif not instance.sizes or instance.sizes[-1][0] != size:
             instance.sizes.append((size, clock.now_ms()))
+
+
+def _disk_trouble(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "The agent's disk is full: the instance is started as soon as its operator has made room."
+    return f"The agent's disk cannot be used ({error.strerror}): its operator must look at it."
 
 
 def _limited(command: list[str], memory_mib: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -83,6 +83,57 @@ def end(pids: Iterable[int], number: signal.Signals) -> None:
             continue
 
 
+def marked(folder: str) -> dict[int, str]:
+    """Return the pids that carry the mark of an instance in a folder, and which mark."""
+    prefix = f"{MARK}={folder}/".encode()
+    found: dict[int, str] = {}
+    for pid in psutil.pids():
+        for variable in _environment(pid):
+            if variable.startswith(prefix):
+                found[pid] = variable[len(MARK) + 1 :].decode(errors="surrogateescape")
+    return found
+
+
+def usage(instances: Mapping[str, tuple[Identity, str]]) -> dict[str, tuple[float, int]]:
+    """Return CPU seconds and octets of memory of instances, all of them in one walk over /proc.
+
+    A process's children that have ended and were waited for are counted with it.
+
+    Args:
+        instances: leader and mark by name.
+    """
+    ticks, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+    leaders = {leader.pid: (name, leader) for name, (leader, _) in instances.items()}
+    marks = {f"{MARK}={mark}".encode(): name for name, (_, mark) in instances.items()}
+    found = dict.fromkeys(instances, (0.0, 0))
+    for pid in psutil.pids():
+        stat = _stat(pid)
+        if stat is None or stat.state in "ZX":
+            continue
+        name, leader = leaders.get(stat.session) or leaders.get(stat.group) or ("", None)
+        if leader is None or stat.started < leader.started:
+            name = next((marks[each] for each in _environment(pid) if each in marks), "")
+        if name:
+            seconds, octets = found[name]
+            found[name] = (seconds + stat.ticks / ticks, octets + stat.pages * page)
+    return found
+
+
+def connections(port: int) -> int:
+    """Return how many TCP connections to a port of this machine are established (proc_net_tcp(5))."""
+    count = 0
+    for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        try:
+            lines = path.read_text().splitlines()[1:]
+        except OSError:
+            continue
+        ending = f":{port:04X}"
+        count += sum(
+            fields[1].endswith(ending) and fields[3] == "01" for fields in (line.split() for line in lines)
+        )
+    return count
+
+
 def resident_octets(pids: Iterable[int]) -> int:
     """Return the memory that processes hold together; pages that they share are counted for each."""
     page = os.sysconf("SC_PAGE_SIZE")
@@ -101,6 +152,8 @@ class _Stat:
     group: int
     session: int
     started: int
+    ticks: int
+    pages: int
 
 
 def _stat(pid: int) -> _Stat | None:
@@ -110,7 +163,14 @@ def _stat(pid: int) -> _Stat | None:
         return None
     # The second field is the program's name in parentheses, which may hold anything.
     fields = text[text.rindex(")") + 2 :].split()
-    return _Stat(state=fields[0], group=int(fields[2]), session=int(fields[3]), started=int(fields[19]))
+    return _Stat(
+        state=fields[0],
+        group=int(fields[2]),
+        session=int(fields[3]),
+        started=int(fields[19]),
+        ticks=sum(int(field) for field in fields[11:15]),  # own and waited-for children's, user and system
+        pages=int(fields[21]),
+    )
 
 
 def _leader_fits(process: Identity) -> bool:

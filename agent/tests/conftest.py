@@ -31,6 +31,8 @@ FAST = Timing(
     max_restarts=1,
     first_restart=0.05,
     slowest_restart=0.2,
+    first_crash=0.05,
+    slowest_crash=0.2,
     poll_running=0.05,
     default_interval=0.2,
     report_delivery=1.0,
@@ -77,7 +79,8 @@ def control_for(plane: FakeControlPlane) -> ControlPlane:
 @pytest.fixture
 def in_process(plane: FakeControlPlane, root: Path, environments: Path):
     """Return a context manager that runs an agent in the test's event loop."""
-    (root / "environments").symlink_to(environments)
+    if not (root / "environments").exists():
+        (root / "environments").symlink_to(environments)
 
     @asynccontextmanager
     async def running(drift_seconds: float = 60.0, **timing: float) -> AsyncIterator[Agent]:

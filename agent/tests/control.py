@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -30,7 +31,10 @@ class FakeControlPlane:
         self.watched: list[int] = []
         self.snapshots: dict[str, bytes] = {}
         self.secrets: dict[str, dict[str, str]] = {}
+        self.asked: list[int] = []
+        self.edges_know = True
         self.failing = 0
+        self.away = False
         self.streams = 0
         self.closing = False
         handler = type("Handler", (_Handler,), {"plane": self})
@@ -85,6 +89,11 @@ class FakeControlPlane:
             self.rows[key] = json.dumps({**row, "version": self.version}).encode()
             self.changed.notify_all()
             return self.version
+
+    def leave(self) -> None:
+        """Answer nobody any more, until `away` is false again."""
+        self.away = True
+        self.drop_streams()
 
     def drop_streams(self) -> None:
         """End every open watch stream."""
@@ -146,6 +155,10 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _authorized(self) -> bool:
+        if self.plane.away:
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return False
         if self.headers.get("Authorization") == f"Bearer {TOKEN}":
             return True
         self._answer(401, b"{}")
@@ -181,6 +194,10 @@ class _Handler(BaseHTTPRequestHandler):
         with plane.changed:
             if self.path == "/internal/instances/report":
                 plane.reports.append(body)
+                answer = {"version": len(plane.reports)}
+            elif self.path == "/internal/instances/applied":
+                plane.asked.append(body["version"])
+                answer = {"applied": plane.edges_know}
             elif self.path == "/internal/agents/heartbeat":
                 plane.heartbeats.append(body)
             elif self.path == "/internal/problems":

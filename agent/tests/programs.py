@@ -37,6 +37,51 @@ if len(sys.argv) == 1:
 signal.pause()
 """
 
+# Cannot start while there is a file `broken` in its home.
+MOODY = (
+    """
+import os
+if os.path.exists(os.path.join(os.environ["HOME"], "broken")):
+    print("cannot go on: no configuration", flush=True)
+    raise SystemExit(3)
+"""
+    + SERVER
+)
+
+# Answers /wait only once there is a file `go` in its home, and knows of no signals.
+PATIENT = """
+import http.server, os, time
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        while self.path == "/wait" and not os.path.exists(os.path.join(os.environ["HOME"], "go")):
+            time.sleep(0.01)
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"ok")
+    def log_message(self, *args):
+        pass
+
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
+
+# Burns CPU in a child of another session while the file BURN is there.
+BURNER = (
+    """
+import os, subprocess, sys, time
+if len(sys.argv) == 1:
+    subprocess.Popen([sys.executable, __file__, "child"], start_new_session=True)
+else:
+    while True:
+        time.sleep(0.05)
+        until = time.monotonic() + 0.1
+        while os.path.exists(os.environ["BURN"]) and time.monotonic() < until:
+            pass
+"""
+    + SERVER
+)
+
 CRASHES = "print('cannot go on: no configuration'); raise SystemExit(3)"
 SILENT = "import time; print('thinking'); time.sleep(600)"
 MUTE = "import time; time.sleep(600)"  # for tests that write into the log themselves

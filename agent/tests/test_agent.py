@@ -102,7 +102,7 @@ def test_instance_that_dies_is_reported_and_started_again(plane, image, in_proce
                 if report["instances"] and report["instances"][0]["status"] == "failed"
             )
             assert failed["message"].splitlines() == [
-                "it was ended by SIGKILL; it is started again", "serving"
+                "it was ended by SIGKILL; it is started again at once", "serving"
             ]  # fmt: skip
             (after,) = await asyncio.to_thread(plane.running, "d_1")
             assert after["name"] == before["name"]

@@ -228,6 +228,87 @@ def test_a_note_that_cannot_be_written_is_no_harm_to_its_instance(make, order, r
     make.run(scenario)
 
 
+def test_usage_counts_all_processes_of_an_instance_and_of_no_other(make, order, tmp_path):
+    burn = tmp_path / "burn"
+    burn.touch()
+
+    async def scenario():
+        runtime = make()
+        assert await runtime.usage() == {}
+        await runtime.start(order(programs.BURNER, variables={"BURN": str(burn)}))
+        await runtime.start(order(programs.SERVER, name="i_2"))
+        await listening(runtime, "i_1")
+        await listening(runtime, "i_2")
+        before = await runtime.usage()
+
+        async def burnt():
+            now = await runtime.usage()
+            return now if now["i_1"].cpu_seconds > before["i_1"].cpu_seconds + 0.3 else None
+
+        now = await until(burnt)
+        assert now["i_2"].cpu_seconds < before["i_2"].cpu_seconds + 0.3
+        assert now["i_1"].memory_octets > now["i_2"].memory_octets > 4 * 1024 * 1024
+        # An agent that finds it again counts on from the same place.
+        other = make()
+        await other.recover()
+        assert (await other.usage())["i_1"].cpu_seconds >= now["i_1"].cpu_seconds
+        for name in ("i_1", "i_2"):
+            await runtime.stop(name, "SIGKILL", 0.0)
+        assert await runtime.usage() == {}
+
+    make.run(scenario)
+
+
+def test_connections_to_an_instance_are_counted_while_they_are_open(make, order):
+    async def scenario():
+        runtime = make()
+        await runtime.start(order())
+        host, _, port = (await listening(runtime, "i_1")).address.rpartition(":")
+
+        async def count(expected):
+            async def fits():
+                return await runtime.connections("i_1") == expected
+
+            await until(fits)
+
+        await count(0)
+        _, first = await asyncio.open_connection(host, int(port))
+        _, second = await asyncio.open_connection(host, int(port))
+        await count(2)
+        first.close()
+        await count(1)
+        second.close()
+        await count(0)
+        assert await runtime.connections("i_9") == 0
+        await runtime.stop("i_1", "SIGKILL", 0.0)
+
+    make.run(scenario)
+
+
+def test_what_a_killed_agent_had_begun_to_fetch_or_install_is_dropped(make, root):
+    async def scenario():
+        (root / "snapshots").mkdir(exist_ok=True)
+        (root / "snapshots" / ".0123.tar.gz.abcd").write_bytes(b"half")
+        (root / "environments" / "unfinished").mkdir()
+        await make().recover()
+        assert list((root / "snapshots").iterdir()) == []
+        assert not (root / "environments" / "unfinished").exists()
+
+    make.run(scenario)
+
+
+def test_a_full_disk_is_said_so_and_tried_again(make, order, root, monkeypatch):
+    async def scenario():
+        runtime = make()
+        (root / "instances/i_1").mkdir(parents=True)
+        (root / "instances/i_1/log").symlink_to("/dev/full")
+        with pytest.raises(StartFailed, match="disk is full: the instance is started as soon as") as seen:
+            await runtime.start(order(plan=Plan(command=["python", "app.py"], install=["true"])))
+        assert seen.value.again
+
+    make.run(scenario)
+
+
 def test_what_no_deployment_uses_is_dropped(make, order, root):
     async def scenario():
         runtime = make()
