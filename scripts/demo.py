@@ -40,6 +40,18 @@ SWITCH_SECONDS = 10
 CALLERS = 4
 # What a demo need not wait for: previews sleep after 6 hours without requests.
 SHORTENED = {"PREVIEW_IDLE_SECONDS": "3"}
+# Version 2 of the example no longer greets nobody in particular, which breaks whoever relied on that.
+SECOND = (
+    ("VERSION", "1", "2"),
+    ("openapi.yaml", "          in: query\n", "          in: query\n          required: true\n"),
+    (
+        "app.py",
+        """name = parse_qs(url.query).get("name", ["world"])[0]\n""",
+        """name = parse_qs(url.query).get("name", [""])[0]
+            if not name:
+                return self.answer({"error": "name is required"}, 400)\n""",
+    ),
+)
 BROKEN = """
 import sys, time
 print("connecting to postgres://db:5432", flush=True)
@@ -419,11 +431,12 @@ def run(story: Story, system: System) -> dict[str, Any]:
     background.start()
     try:
         with tempfile.TemporaryDirectory(prefix="hello-2-") as folder:
-            shutil.copytree(HELLO, folder, dirs_exist_ok=True)
-            (Path(folder) / "VERSION").write_text("2\n")
+            _write_second_version(Path(folder))
             with story.step("deploy_2", "deploy version 2 under load"):
                 second = platform.unkey("deploy", folder, *options)
                 visitor.until_version("2", key)
+        breaking = _compare(story, platform, again["deploymentId"], second["deploymentId"])
+        expect(visitor.get("/greet", key)[0] == 400, "version 2 does not demand a name")
         broken, preview, queued = _break(story, platform, second["image"], options, place)
         expect(visitor.get("/", key)[1]["version"] == "2", "the failed deployment has changed what is served")
         preview_visitor = system.visitor(min(preview["domains"], key=len))
@@ -457,6 +470,7 @@ def run(story: Story, system: System) -> dict[str, Any]:
         "environment": environment,
         "host": host,
         "preview_host": preview_visitor.host,
+        "breaking_changes": breaking,
         "failed": {"deployment_id": broken["id"], **broken["error"]},
         "queued": queued,
         "wake": woken,
@@ -528,6 +542,31 @@ def _create_project(platform: Platform, slug: str) -> bool:
     """Create a project; says whether its slug was free: a deleted project gives it up in the background."""
     body = {"name": slug.title(), "slug": slug}
     return platform.call("projects.createProject", body, status=(200, 409)) is not None
+
+
+def _write_second_version(folder: Path) -> None:
+    shutil.copytree(HELLO, folder, dirs_exist_ok=True)
+    for name, old, new in SECOND:
+        text = (folder / name).read_text()
+        expect(text.count(old) == 1, f"version 2 cannot be made of {HELLO / name}")
+        (folder / name).write_text(text.replace(old, new))
+
+
+def _compare(story: Story, platform: Platform, old: str, new: str) -> list[str]:
+    """Compare what two deployments said of themselves in OpenAPI; returns what breaks clients."""
+
+    def described(deployment: str) -> bool:
+        asked = {"deploymentId": deployment}
+        return platform.call("deployments.getOpenapiSpec", asked, status=(200, 404)) is not None
+
+    with story.step("diff", "compare the APIs of both versions"):
+        _until(lambda: described(old) and described(new), "a version's OpenAPI document is not there")
+        changes = platform.unkey("diff", old, new)["changes"]
+    breaking = [change for change in changes if change["level"] == 3]
+    expect(len(breaking) == 1, f"not one breaking change but {breaking}")
+    for change in breaking:
+        story.note(f"breaks clients: {change['operation']} {change['path']}: {change['text']}")
+    return [change["id"] for change in breaking]
 
 
 def _break(

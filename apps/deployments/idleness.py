@@ -51,6 +51,7 @@ def idle_previews(since: datetime) -> Any:
         desired_state=Deployment.DesiredState.RUNNING,
         created_at__lt=since,
         scheduled_change=None,
+        sentinel__isnull=False,  # without one it has no name that an edge could count requests by
     ).order_by("pk")
 
 

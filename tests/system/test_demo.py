@@ -29,6 +29,7 @@ def test_the_demo_does_what_it_says_twice_and_leaves_its_system_running_if_asked
         assert facts["background_failures"] == 0
         assert facts["background_requests"] > 100
         assert {"deploy_1", "guard", "credits", "deploy_2", "rollback", "promote"} <= set(facts["timings"])
+        assert facts["breaking_changes"] == ["request-parameter-became-required"]
         assert facts["failed"]["step"] == "deploying"
         assert facts["failed"]["message"].endswith(
             "no answer from postgres://db:5432: is DATABASE_URL right?"
