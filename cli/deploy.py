@@ -116,8 +116,11 @@ def _follow(
         terminal.line(f"\n  {terminal.paint('ready', 'green', 'bold')} in {took:.1f} s")
         for url in progress["urls"]:
             terminal.line(f"  {terminal.paint(url, 'cyan')}")
+        if deployment.get("objection"):
+            result["objection"] = deployment["objection"]
+            terminal.error(f"{identifier} is ready but not live", [deployment["objection"]])
         terminal.document(result)
-        return OK
+        return FAILED if deployment.get("objection") else OK
     error: dict[str, Any] = deployment.get("error") or _why_given_up(progress)
     result["error"] = error
     headline = f"{identifier} {deployment['status']}"

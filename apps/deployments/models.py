@@ -67,6 +67,9 @@ class Deployment(Tenant):
     error_code = models.CharField(max_length=64, blank=True)
     error_step = models.CharField(max_length=32, blank=True)
     error_message = models.TextField(blank=True)
+    objection = models.TextField(
+        blank=True, default="", help_text="why it is ready but did not become live: what it would break"
+    )
     finished_at = models.DateTimeField(
         null=True, blank=True, editable=False, help_text="when it first became ready, failed or was given up"
     )

@@ -9,7 +9,7 @@ from apps.audit import services as audit
 from apps.builds.models import Snapshot
 from apps.cluster import versions
 from apps.cluster.models import Region
-from apps.deployments import gates, lifecycle, queries, workflows
+from apps.deployments import compatibility, gates, lifecycle, queries, workflows
 from apps.deployments.models import Deployment, Instance, Topology
 from apps.projects.models import App, Environment, EnvironmentRegion, EnvironmentVariable
 from apps.workflows.engine import cancel as cancel_run
@@ -242,8 +242,13 @@ def promote(target: Deployment, *, actor: Actor) -> None:
 
     Raises:
         Fault: a gate refuses, with one of the 412 codes of `gates.check_promote`.
+        DeploymentBreaksClients: the environment refuses breaking changes.
         PreconditionFailed: somebody else's switch comes first, or the workspace is suspended.
     """
+    gates.check_promote(target, target.app)
+    objection = compatibility.objection(target, target.app.current_deployment_id)
+    if objection:
+        raise errors.DeploymentBreaksClients(objection)
     _switch(target, workflows.Promote, "promote", actor)
 
 

@@ -15,7 +15,7 @@ from apps.builds import detection, slots
 from apps.cluster.models import Region
 from apps.cluster.queries import edges_applied
 from apps.cluster.versions import stamp
-from apps.deployments import desired_state, gates, lifecycle, logs, queries, specification
+from apps.deployments import compatibility, desired_state, gates, lifecycle, logs, queries, specification
 from apps.deployments.models import Deployment, Instance, OpenapiSpec, Topology
 from apps.projects.models import App
 from apps.quota.models import Limits
@@ -206,20 +206,30 @@ def scrape_openapi(run: Run) -> "JSON | Wait":
     return {"found": not isinstance(fetched, Wait) and fetched.result["digest"] is not None}
 
 
-@step
-def switch_routes(run: Run) -> JSON:
+def _object(run: Run) -> JSON:
+    """Compare what the deployment promises with what is live, while no transaction waits for it."""
+    deployment = _read(run)
+    live: str | None = run.input.get("current_id", deployment.app.current_deployment_id)
+    return {"live": live, "objection": compatibility.objection(deployment, live)}
+
+
+@step(outside=_object)
+def switch_routes(run: Run, compared: dict[str, Any]) -> "JSON | Wait":
     """Give the deployment its host names, mark it ready and move the live pointer: all or nothing.
 
     An older deployment that took longer than a newer one, and every production deployment while the
-    app is rolled back, takes only its commit and deployment names.
+    app is rolled back or the environment objects to it, takes only its commit and deployment names.
     """
     app = lifecycle.lock_app(_read(run).app_id)
     deployment = _alive(run)
+    if compared["live"] != app.current_deployment_id:  # another became live after the comparison
+        return Wait(seconds=0)
     production = gates.is_production(deployment)
-    newer = _newer(deployment).filter(status__in=(Status.READY, Status.STOPPED))
+    newer = _newer(deployment).filter(status__in=(Status.READY, Status.STOPPED), objection="")
     overtaken = newer.exists()
     overtaken_on_branch = newer.filter(git_branch=deployment.git_branch).exists()
-    held_back = production and app.is_rolled_back
+    objection = compared["objection"]
+    held_back = (production and app.is_rolled_back) or bool(objection)
     withheld: set[FrontlineRoute.Sticky] = set()
     if overtaken or held_back:
         withheld |= {Sticky.ENVIRONMENT, Sticky.LIVE}
@@ -237,12 +247,15 @@ def switch_routes(run: Run) -> JSON:
     routing.write_sentinel(deployment)
     hosts = ", ".join(domain.fqdn for domain in domains)
     lifecycle.next_step(deployment, "network", "finalizing", hosts)
+    deployment.objection = objection
+    deployment.save(update_fields=["objection"])
     lifecycle.set_status(deployment, Status.READY)
     return {
         "version": version,
         "previous": previous,
         "overtaken": overtaken if production else overtaken_on_branch,
         "held_back": held_back,
+        "objection": objection,
     }
 
 
@@ -408,10 +421,15 @@ class Rollback(Workflow):
     compensations = {prepare_target: put_target_back}
 
 
-@step
-def make_live(run: Run) -> JSON:
+@step(outside=_object)
+def make_live(run: Run, compared: dict[str, Any]) -> JSON:
     """Swap routes and live pointer and clear the rolled-back flag in one transaction."""
     app, target = _target(run)
+    if compared["objection"]:
+        raise Terminal("deployment_breaks_clients", compared["objection"])
+    if target.objection:
+        target.objection = ""
+        target.save(update_fields=["objection"])
     confirming = app.current_deployment_id == target.id
     previous = None if confirming else app.current_deployment_id
     if confirming:
@@ -623,7 +641,9 @@ def _replaced(deployment: Deployment, previous: str | None) -> list[str]:
 
 def _outcome(run: Run, switched: dict[str, Any]) -> str:
     said: list[str] = []
-    if switched["held_back"]:
+    if switched.get("objection"):
+        said.append(f"Not live. {switched['objection']}")
+    elif switched["held_back"]:
         said.append("The app is rolled back: promote this deployment to make it live.")
     elif switched["overtaken"]:
         said.append("A newer deployment is live already.")

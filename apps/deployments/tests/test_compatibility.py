@@ -1,0 +1,213 @@
+"""What deployments promise: their documents, how two differ, and an environment that holds them to it."""
+
+import pytest
+
+from apps.deployments.models import DeploymentStep
+from apps.deployments.tests.conftest import Platform, Programs
+from apps.workflows.models import WorkflowRun
+from apps.workflows.sweeper import drain
+from unkey.rpc.testing import Tenant
+
+FIRST = b"""
+openapi: 3.0.3
+info: {title: Pets, version: "1"}
+paths:
+  /pets:
+    get:
+      parameters: [{name: limit, in: query, schema: {type: integer, maximum: 100}}]
+      responses: {"200": {description: ok}}
+  /pets/{id}:
+    get: {operationId: getPet, responses: {"200": {description: ok}}}
+"""
+NARROWER = FIRST.replace(b"maximum: 100", b"maximum: 50")
+WIDER = FIRST.replace(b"maximum: 100", b"maximum: 500")
+
+
+@pytest.fixture
+def release(platform: Platform, programs: Programs):
+    """Deploy a program that serves a document, or none, to the end; returns the deployment."""
+
+    def deploy(document: bytes | None, **headers: str) -> str:
+        programs.answers["/openapi.yaml"] = (200, document) if document is not None else (404, b"")
+        made = platform.create(**headers)
+        drain()
+        platform.report(made, "running", address=programs.address)
+        drain()
+        assert platform.get(made)["status"] == "ready"
+        return made
+
+    return deploy
+
+
+def demand(platform: Platform, refuses: bool = True) -> None:
+    names = {**platform.names, "environment": "production"}
+    platform.tenant("environments.updateSettings", {**names, "refuseBreakingChanges": refuses})
+    shown = platform.tenant("environments.getEnvironment", names)
+    assert shown.get("refuseBreakingChanges", False) is refuses
+
+
+def difference(platform: Platform, old: str, new: str, **more: str):
+    return platform.tenant(
+        "deployments.getOpenapiDiff", {"oldDeploymentId": old, "newDeploymentId": new, **more}
+    )
+
+
+def test_the_document_of_a_deployment_is_returned_as_it_was_served(platform: Platform, release) -> None:
+    made = release(FIRST)
+    shown = platform.tenant("deployments.getOpenapiSpec", {"deploymentId": made})
+    assert shown["deploymentId"] == made
+    assert shown["path"] == "/openapi.yaml"
+    assert shown["content"] == FIRST.decode()
+    assert "fault" not in shown
+
+
+def test_two_deployments_are_compared_in_either_direction(platform: Platform, release) -> None:
+    first, second = release(FIRST), release(NARROWER)
+    found = difference(platform, first, second, format="text")
+    assert found["hasBreakingChanges"] is True
+    assert found["summary"]["details"]["endpoints"] == {"added": 0, "deleted": 0, "modified": 1}
+    assert found["changes"] == [
+        {
+            "id": "request-parameter-max-decreased",
+            "text": "the query parameter `limit` has maximum 50 instead of 100",
+            "level": 3,
+            "operation": "GET",
+            "operationId": "",
+            "path": "/pets",
+            "pointer": "#/paths/~1pets/get/parameters/0/schema",
+        }
+    ]
+    assert found["report"].startswith("1 change: 1 breaking, 0 warnings, 0 harmless.\n")
+    assert "report" not in difference(platform, first, second)
+    assert difference(platform, second, first, format="markdown")["report"].startswith("# API changes\n")
+    assert difference(platform, second, first)["hasBreakingChanges"] is False
+    assert difference(platform, first, first)["summary"]["diff"] is False
+
+
+def test_what_cannot_be_compared_says_which_and_why(platform: Platform, release) -> None:
+    first, none, older = release(FIRST), release(None), release(b"swagger: '2.0'\n")
+    body = {"oldDeploymentId": first, "newDeploymentId": none}
+    error = platform.tenant.refused("deployments.getOpenapiDiff", body, 404)
+    assert error["type"].endswith("/openapi_spec_not_found")
+    assert none in error["detail"]
+    error = platform.tenant.refused("deployments.getOpenapiDiff", {**body, "newDeploymentId": older}, 400)
+    assert error["detail"].startswith("Invalid OpenAPI specification in new version: it is OpenAPI 2")
+    body = {"oldDeploymentId": older, "newDeploymentId": first}
+    error = platform.tenant.refused("deployments.getOpenapiDiff", body, 400)
+    assert error["detail"].startswith("Invalid OpenAPI specification in old version: it is OpenAPI 2")
+    shown = platform.tenant("deployments.getOpenapiSpec", {"deploymentId": older})
+    assert shown["fault"].startswith("it is OpenAPI 2")
+
+
+def test_the_deployment_of_another_workspace_is_not_found(
+    platform: Platform, release, stranger: Tenant
+) -> None:
+    made = release(FIRST)
+    for body in ({"oldDeploymentId": made, "newDeploymentId": made},):
+        error = stranger.refused("deployments.getOpenapiDiff", body, 404)
+        assert error["type"].endswith("/deployment_not_found")
+    stranger.refused("deployments.getOpenapiSpec", {"deploymentId": made}, 404)
+
+
+def test_what_breaks_clients_gets_ready_but_not_live_and_says_why(platform: Platform, release) -> None:
+    first = release(FIRST)
+    before = platform.routes()
+    demand(platform)
+    second = release(NARROWER)
+    shown = platform.get(second)
+    assert (shown["status"], shown["isCurrent"]) == ("ready", False)
+    assert shown["objection"] == (
+        f"It would break clients of the live deployment {first}: GET /pets: the query parameter `limit` has "
+        f"maximum 50 instead of 100 [request-parameter-max-decreased]; `unkey diff {first} {second}` shows all. "
+        "The environment refuses breaking changes: deploy a version that keeps the promises, or let breaking "
+        "changes pass (`unkey settings --allow-breaking-changes`) and promote this one."
+    )
+    last = DeploymentStep.objects.get(deployment_id=second, step="finalizing")
+    assert last.message == f"Not live. {shown['objection']}"
+    assert platform.get(first)["isCurrent"] is True
+    assert {host: to for host, to in platform.routes().items() if host in before} == before
+    assert second in platform.routes().values()  # its own names answer
+    drain()
+    assert platform.row(first).desired_state == platform.row(second).desired_state == "running"
+
+
+def test_promote_of_what_breaks_clients_is_refused_until_that_is_allowed(platform: Platform, release) -> None:
+    first = release(FIRST)
+    demand(platform)
+    second = release(NARROWER)
+    error = platform.tenant.refused("deployments.promoteDeployment", {"deploymentId": second}, 412)
+    assert error["type"].endswith("/deployment_breaks_clients")
+    assert error["detail"] == platform.get(second)["objection"]
+    assert platform.get(first)["isCurrent"] is True
+    demand(platform, refuses=False)
+    platform.promote(second)
+    assert platform.get(second)["isCurrent"] is True
+    assert "objection" not in platform.get(second)
+
+
+def test_a_promote_that_was_accepted_is_compared_again_when_it_happens(platform: Platform, release) -> None:
+    first = release(FIRST)
+    demand(platform)
+    second = release(NARROWER)
+    demand(platform, refuses=False)
+    platform.tenant("deployments.promoteDeployment", {"deploymentId": second})
+    demand(platform)
+    drain()
+    assert platform.get(first)["isCurrent"] is True
+    run = WorkflowRun.objects.get(service="promote")
+    assert (run.state, run.error_code) == ("failed", "deployment_breaks_clients")
+
+
+def test_what_only_allows_more_becomes_live(platform: Platform, release) -> None:
+    release(FIRST)
+    demand(platform)
+    second = release(WIDER)
+    assert platform.get(second)["isCurrent"] is True
+    assert "objection" not in platform.get(second)
+
+
+def test_the_next_good_version_becomes_live_over_a_refused_one(platform: Platform, release) -> None:
+    release(FIRST)
+    demand(platform)
+    refused, good = release(NARROWER), release(WIDER)
+    assert platform.get(good)["isCurrent"] is True
+    # What was refused has no purpose any more, as any other that was replaced.
+    assert platform.row(refused).scheduled_change.desired_state == "stopped"
+
+
+def test_a_live_document_that_disappears_is_an_objection_and_a_first_one_is_none(
+    platform: Platform, release
+) -> None:
+    demand(platform)
+    nothing = release(None)
+    assert platform.get(nothing)["isCurrent"] is True
+    first = release(FIRST)
+    assert platform.get(first)["isCurrent"] is True
+    silent = release(None)
+    assert platform.get(silent)["objection"].startswith(
+        f"It serves no OpenAPI document at /openapi.yaml, and the live deployment {first} does."
+    )
+    unreadable = release(b"openapi: 2.9\n")
+    assert platform.get(unreadable)["objection"].startswith(
+        f"Its OpenAPI document cannot be compared with that of {first}: it is OpenAPI 2.9"
+    )
+    assert platform.get(first)["isCurrent"] is True
+
+
+def test_a_rollback_is_never_refused(platform: Platform, release) -> None:
+    first = release(NARROWER)
+    second = release(FIRST)
+    demand(platform)
+    platform.rollback(first)
+    assert platform.get(first)["isCurrent"] is True
+    assert platform.get(second)["isCurrent"] is False
+
+
+def test_previews_may_break_what_they_like(platform: Platform, programs: Programs, release) -> None:
+    release(FIRST)
+    demand(platform)
+    names = {**platform.names, "environment": "preview", "refuseBreakingChanges": True}
+    platform.tenant("environments.updateSettings", names)
+    programs.answers["/openapi.yaml"] = (200, NARROWER)
+    made = platform.deploy("preview")
+    assert "objection" not in platform.get(made)
