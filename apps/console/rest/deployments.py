@@ -22,6 +22,7 @@ from apps.console.rest.describing import (
     operation,
 )
 from apps.console.rest.pages import page_of
+from apps.console.rest.projects import without_hashes
 from apps.deployments import compatibility, gates, logs, openapi, services
 from apps.deployments import queries as known
 from apps.deployments.models import Deployment, Instance
@@ -136,7 +137,10 @@ class DeploymentDetailSerializer(DeploymentSerializer):
 
     settings = serializers.DictField()
     variables = serializers.SerializerMethodField(help_text="names of the variables, without values")
-    policies = serializers.ListField(child=serializers.DictField())
+    policies = serializers.SerializerMethodField()
+
+    def get_policies(self, row: Deployment) -> list[dict[str, Any]]:
+        return without_hashes(row.policies)
 
     def get_variables(self, row: Deployment) -> list[str]:
         return [variable["key"] for variable in row.variables]

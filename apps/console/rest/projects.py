@@ -17,6 +17,7 @@ from apps.projects import queries, services
 from apps.projects.models import Environment, EnvironmentVariable
 from apps.routing import policies
 from apps.vault import services as vault
+from apps.workspaces import roles
 from apps.workspaces.roles import Action
 from unkey import errors
 from unkey.partial import present
@@ -135,6 +136,9 @@ class PolicySerializer(serializers.Serializer[Any]):
     enabled = serializers.BooleanField()
     match = serializers.ListField(child=serializers.DictField(), required=False)
     keyauth = serializers.DictField(required=False)
+    jwtauth = serializers.DictField(required=False)
+    basicauth = serializers.DictField(required=False)
+    ipRules = serializers.DictField(required=False)
     ratelimit = serializers.DictField(required=False)
     firewall = serializers.DictField(required=False)
     openapi = serializers.DictField(required=False)
@@ -389,7 +393,8 @@ class Policies(EnvironmentView):
     def get(self, request: Request, **_names: str) -> Response:
         """List the policies of an environment in the order of their evaluation."""
         NoQuery().read(request)
-        return Response({"items": self.environment.policies})
+        kept = self.environment.policies
+        return Response({"items": kept if roles.may(self.role, Action.CONFIGURE) else without_hashes(kept)})
 
     @operation("policies.set", answer=PolicySerializer, many=True, body=_SET)
     def put(self, request: Request, **_names: str) -> Response:
@@ -411,6 +416,21 @@ class Policy(EnvironmentView):
         """Change one policy of an environment for the deployments to come."""
         body = self._CHANGES.read(request)
         return Response(policies.update_policy(self.environment, names["policy"], body, actor=self.actor))
+
+
+def without_hashes(policies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return policies as they are shown to those who may not change them: no hash of a password."""
+    return [
+        {
+            **policy,
+            "basicauth": {
+                "credentials": [{**each, "passwordHash": ""} for each in policy["basicauth"]["credentials"]]
+            },
+        }
+        if policy.get("basicauth")
+        else policy
+        for policy in policies
+    ]
 
 
 def _column(field: str) -> str:
