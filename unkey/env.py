@@ -344,6 +344,13 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "EDGE_DRAIN_SECONDS", "seconds", _count, "30", "how long requests may take to end after a SIGTERM"
     ),
+    Setting(
+        "SATELLITE_KEPT_SECONDS",
+        "seconds",
+        _seconds,
+        "86400",
+        "how long a silent agent or edge is waited for before what it has not seen may be removed",
+    ),
     Setting("WORKER_CONCURRENCY", "count", _count, "4", "workflow steps that one worker runs at a time"),
     Setting(
         "WORKFLOW_LEASE_SECONDS",

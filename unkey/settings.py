@@ -175,6 +175,11 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
         "schedule": 3600.0,
         "options": {"queue": "default", "expires": 3600.0},
     },
+    "cluster: remove what every satellite has passed": {
+        "task": "cluster.compact",
+        "schedule": 600.0,
+        "options": {"queue": "default", "expires": 600.0},
+    },
     "certificates: renew what expires": {
         "task": "certs.renew",
         "schedule": 21_600.0,

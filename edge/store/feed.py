@@ -40,7 +40,7 @@ from edge.store.records import (
     Sentinel,
     Workspace,
 )
-from unkey import clock
+from unkey import VERSION, clock
 from unkey.tenancy import unscoped
 
 log = structlog.get_logger("edge.store")
@@ -369,6 +369,14 @@ def heads() -> dict[str, int]:
     }
 
 
+def compacted() -> dict[str, int]:
+    """Return, by stream, the version up to which ends of rows may have been removed.
+
+    Who has applied less than that reads everything anew.
+    """
+    return dict(Stream.objects.filter(compacted__gt=0).values_list("name", "compacted"))
+
+
 # A transaction's reads all see one moment; no lock is taken that a writer would wait for.
 _BEGIN = {
     "sqlite": ("BEGIN DEFERRED",),
@@ -466,7 +474,13 @@ def root_key_by_hash(digest: str, rejected: Callable[[str], None]) -> list[Recor
 def beat(edge_id: str, region: str, role: str, applied: dict[str, int], started_at: Any) -> None:
     """Tell the cluster that this edge lives and what it has applied."""
     now = clock.now()
-    values = {"region_name": region, "role": role, "applied": applied, "last_seen_at": now}
+    values = {
+        "region_name": region,
+        "role": role,
+        "applied": applied,
+        "last_seen_at": now,
+        "software": VERSION,
+    }
     edges = Edge.objects.filter(pk=edge_id)
     if edges.filter(started_at=started_at).update(**values):
         return

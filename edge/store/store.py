@@ -415,10 +415,12 @@ class Store:
 
             read_in = []
             with feed.cut() as heads:
+                compacted = feed.compacted()
                 for stream in streams:
                     known, head = applied.get(stream), heads.get(stream, 0)
-                    # A head that went back: the database is in an earlier state, or is another one.
-                    anew = known is not None and head < known
+                    # A head that went back: the database is in an earlier state, or is another one. One
+                    # that was compacted further than we are: ends of rows may have been removed unseen.
+                    anew = known is not None and (head < known or known < compacted.get(stream, 0))
                     since = feed.FULL if known is None or anew else known
                     pages = feed.pages(stream, since, head, self._capacity, self._rejected)
                     read_in.append((stream, head, anew, [record for page in pages for record in page]))
@@ -426,7 +428,7 @@ class Store:
 
         for stream, head, anew, records in await self._ask(read):
             if anew:
-                log.warning("edge.stream_went_back", stream=stream, applied=applied[stream], head=head)
+                log.warning("edge.stream_read_anew", stream=stream, applied=applied[stream], head=head)
                 self._state.forget(stream, _shard_of)
                 if stream == "certificates":
                     self._sealed.clear()

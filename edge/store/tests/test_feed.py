@@ -284,3 +284,17 @@ def test_the_least_recently_used_entry_leaves():
     entries.get("a")
     assert entries.put("c", 3) == 2
     assert (entries.get("a"), entries.get("b"), entries.get("c")) == (1, None, 3)
+
+
+def test_an_edge_that_missed_removed_ends_reads_the_stream_anew(start, owner, site):
+    edge = start()
+    edge.caught_up()
+    edge.stop()
+    # While it is away, its route ends, is removed, and the stream goes on.
+    with workspace_scope(owner.workspace.id):
+        site.route.delete()
+    Stream.objects.filter(name="routes").update(version=9, compacted=8)
+    edge = start()
+    edge.until(lambda store: store.applied["routes"] == 9)
+    assert edge.get(lambda store: store.route(HOST)) is None
+    assert len(edge.get(lambda store: store.instances(site.deployment.id))) == 1
