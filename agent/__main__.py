@@ -41,7 +41,7 @@ async def serve() -> int:
     timing = Timing(
         start_deadline=env.AGENT_START_DEADLINE_SECONDS,
         drain=env.AGENT_DRAIN_SECONDS,
-        scale=env.AGENT_SCALE_SECONDS,
+        scale=max(env.AGENT_SCALE_SECONDS, 0.1),
         calm=env.AGENT_SCALE_DOWN_SECONDS,
     )
     url = env.AGENT_URL.rstrip("/") or f"http://{env.BIND}:{env.AGENT_PORT}"
