@@ -165,10 +165,15 @@ def supersede_older(deployment: Deployment) -> list[str]:
     found = list(older.order_by("id"))
     for row in found:
         give_up(row, Status.SUPERSEDED, SUPERSEDED)
-        run = deploy_run(row.id)
-        if run is not None:
-            cancel(run.id)
+        cancel_deploy(row.id)
     return [row.id for row in found]
+
+
+def cancel_deploy(deployment_id: str) -> None:
+    """Let the run that deploys a deployment take back what it has begun; none that has ended."""
+    run = deploy_run(deployment_id)
+    if run is not None:
+        cancel(run.id)
 
 
 def deploy_run(deployment_id: str) -> WorkflowRun | None:

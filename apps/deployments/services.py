@@ -12,7 +12,6 @@ from apps.cluster.models import Region
 from apps.deployments import compatibility, gates, lifecycle, queries, workflows
 from apps.deployments.models import Deployment, Instance, Topology
 from apps.projects.models import App, Environment, EnvironmentRegion, EnvironmentVariable
-from apps.workflows.engine import cancel as cancel_run
 from apps.workflows.engine import notify, start
 from unkey import clock, errors, ids, snapshots
 from unkey.actors import Actor
@@ -104,6 +103,8 @@ def create_deployment(
         environment = Environment.objects.select_for_update().get(pk=environment.pk)
         if app.deleting_at or app.project.deleting_at:
             raise errors.AppNotFound("The requested app does not exist.")
+        if environment.deleting_at:
+            raise errors.EnvironmentNotFound("The requested environment does not exist.")
         gates.check_workspace(app.workspace)
         regions = _deployable(environment)
         written = _written(commit, redeploy_of)
@@ -196,10 +197,8 @@ def cancel(deployment: Deployment, *, actor: Actor) -> Deployment:
         if deployment.status in Deployment.TERMINAL:
             return deployment
         if deployment.finished_at is None:
-            run = lifecycle.deploy_run(deployment.id)
             lifecycle.give_up(deployment, Status.CANCELLED, CANCELLED_BY_USER)
-            if run is not None:
-                cancel_run(run.id)
+            lifecycle.cancel_deploy(deployment.id)
         else:
             lifecycle.put_back(deployment, asleep=False)
             notify(lifecycle.instances_topic(deployment.id))
@@ -298,21 +297,30 @@ def start_again(deployment: Deployment, *, actor: Actor) -> Deployment:
 
 
 def report_instances(
-    deployment_id: str, region: str, instances: Iterable[InstanceReport], agent_id: str
+    deployment_id: str,
+    region: str,
+    instances: Iterable[InstanceReport],
+    agent_id: str,
+    *,
+    run: str = "",
+    number: int = 0,
 ) -> int:
     """Take an agent's complete list of a deployment's instances in its region.
 
     Rows that the list lacks become `gone`. Only what edges can see (a new instance, another status
-    or address) takes a version; who waits for the deployment is woken by any change.
-
-    Returns:
-        The version of the stream `instances` from which on edges know of all this.
+    or address) takes a version; who waits for the deployment is woken by any change. A report that was
+    overtaken by a later one of the same run, such as one whose time was up, changes nothing.
 
     Args:
         deployment_id: whose instances.
         region: name of the agent's region.
         instances: all of them.
         agent_id: who says so.
+        run: which run of that agent.
+        number: counts the run's reports; 0: not counted.
+
+    Returns:
+        The version of the stream `instances` from which on edges know of all this.
 
     Raises:
         RegionNotFound: no such region.
@@ -326,12 +334,18 @@ def report_instances(
     _check_reports(told)
     reports = {report["name"]: report for report in told}
     with transaction.atomic():
-        if not Topology.objects.filter(deployment_id=deployment_id, region=place).exists():
+        topologies = Topology.objects.filter(deployment_id=deployment_id, region=place)
+        if not topologies.exists():
             raise errors.DeploymentNotFound(
                 f"Deployment {deployment_id} is not meant to run in {region}, yet agent {agent_id} reports it."
             )
         deployment = lifecycle.lock(deployment_id)
         known = {row.name: row for row in Instance.objects.filter(deployment=deployment, region=place)}
+        if number:
+            # The deployment's row is held: reports of it come one after the other here.
+            if topologies.filter(reporter=run, report__gte=number).exists():
+                return max((row.version for row in known.values()), default=0)
+            topologies.update(reporter=run, report=number)
         changed = False
         for name in sorted(reports):
             report = reports[name]

@@ -17,7 +17,7 @@ Sticky = FrontlineRoute.Sticky
 
 
 class HostNameTaken(RuntimeError):
-    """A generated host name and its alternative both belong to somebody else."""
+    """A host name belongs to somebody else, and so does its alternative where there is one."""
 
 
 def domains_of(deployment: Deployment) -> list[Domain]:
@@ -62,6 +62,25 @@ def assign_routes(deployment: Deployment, wanted: Iterable[Domain]) -> int:
             else:
                 raise HostNameTaken(domain.fqdn)
     return version
+
+
+def claim_host(deployment: Deployment, fqdn: str) -> FrontlineRoute:
+    """Point a custom host name at what is live in a deployment's environment.
+
+    Claiming it again changes nothing, and one that was given up is claimed anew: verification may be
+    repeated as often as it takes. A host name has one owner among all workspaces.
+
+    Args:
+        fqdn: in lower case, verified to belong to the deployment's workspace.
+
+    Raises:
+        HostNameTaken: another environment holds it.
+    """
+    with transaction.atomic(), unscoped("a host name is unique across workspaces"):
+        route = _claim(deployment, Domain(fqdn, Sticky.LIVE, deployment.environment_id))
+        if route is None:
+            raise HostNameTaken(fqdn)
+        return route
 
 
 def move_routes(deployment: Deployment, stickies: Collection[FrontlineRoute.Sticky]) -> tuple[int, int]:
