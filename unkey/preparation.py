@@ -1,4 +1,4 @@
-"""What must be true before the processes start: schema, region, certificates. Safe to repeat."""
+"""What must be true before the processes start: schema, regions, certificates. Safe to repeat."""
 
 from django.core.management import call_command
 
@@ -19,5 +19,6 @@ def prepare() -> None:
     for name in ("SECRET_KEY", "AGENT_TOKEN", "VAULT_MASTER_KEY"):
         env.secret(name)
     call_command("migrate", interactive=False, verbosity=0, skip_checks=False)
-    cluster.ensure_region(env.REGION)
+    for region in env.REGIONS or (env.REGION,):
+        cluster.ensure_region(region)
     certs.ensure_default_certificates()

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
@@ -61,6 +61,7 @@ class Program:
         stop_signal: asks the program to stop.
         grace: seconds from there to SIGKILL.
         after: programs that must be healthy before this one is started for the first time.
+        environ: what its environment says otherwise than the others'.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     grace: float = 10.0
     after: tuple[str, ...] = ()
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 class Log:
@@ -108,6 +110,7 @@ class Child:
         self._ready_file = run_folder / f"{program.name}.ready"
         self._environ = {
             **environ,
+            **program.environ,
             "UNKEY_PROCESS": program.name,
             "UNKEY_READY_FILE": str(self._ready_file),
         }

@@ -11,6 +11,7 @@ from django.db import connections
 from unkey import ports, preparation, processes
 from unkey.env import env
 from unkey.installation import Installation
+from unkey.processes import Process
 from unkey.supervisor import MARK, Log, Supervisor, write_ports
 
 
@@ -22,8 +23,9 @@ class Command(BaseCommand):
         parser.add_argument(
             "--only",
             metavar="NAMES",
-            default=",".join(processes.PORTS),
-            help="run only these processes, separated by commas (default: %(default)s)",
+            default="",
+            help=f"run only these processes, separated by commas: {', '.join(processes.PORTS)}; where REGIONS "
+            "asks for several, agent and edge stand for all of them, agent-<region> for one",
         )
         parser.add_argument(
             "--start-timeout",
@@ -34,34 +36,47 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        names = [name for name in options["only"].split(",") if name]
-        if unknown := sorted(set(names) - set(processes.PORTS)):
-            raise CommandError(
-                f"no such process: {', '.join(unknown)}; there are {', '.join(processes.PORTS)}"
-            )
+        everything = processes.processes()
+        asked = [name for name in options["only"].split(",") if name]
+        known = {name for each in everything for name in (each.name, each.kind)}
+        if unknown := sorted(set(asked) - known):
+            names = ", ".join(each.name for each in everything)
+            raise CommandError(f"no such process: {', '.join(unknown)}; there are {names}")
+        chosen = [each for each in everything if not asked or {each.name, each.kind} & set(asked)]
         installation = Installation(env.UNKEY_VAR)
-        log = Log([*names, "up"], sys.stdout, os.environ)
+        log = Log([*(each.name for each in chosen), "up"], sys.stdout, os.environ)
         try:
             with installation.locked():
-                self._run(names, installation, log, options["start_timeout"])
+                self._run(everything, chosen, installation, log, options["start_timeout"])
         except KeyboardInterrupt:
             log.line("up", "stopped")
 
-    def _run(self, names: list[str], installation: Installation, log: Log, start_timeout: float) -> None:
+    def _run(
+        self,
+        everything: list[Process],
+        chosen: list[Process],
+        installation: Installation,
+        log: Log,
+        start_timeout: float,
+    ) -> None:
         installation.end_leftovers(instances=False)
-        settings = [setting for settings in processes.PORTS.values() for setting in settings]
-        needed = {setting for name in names for setting in processes.PORTS[name]}
-        chosen = {setting: int(getattr(env, setting)) for setting in settings}
+        settings = {name: setting for each in everything for name, setting in each.ports.items()}
+        numbers = {name: each.number for each in everything for name in each.ports}
+        given = {name: int(getattr(env, setting)) + numbers[name] for name, setting in settings.items()}
         if env.PORTS == "auto":
-            chosen |= ports.choose(env.BIND, [name for name in settings if not env.is_set(name)])
-        ports.require(env.BIND, {name: port for name, port in chosen.items() if name in needed})
+            given |= ports.choose(
+                env.BIND, [name for name, setting in settings.items() if not env.is_set(setting)]
+            )
+        needed = {name for each in chosen for name in each.ports}
+        ports.require(env.BIND, {name: port for name, port in given.items() if name in needed})
         log.line("up", f"preparing {env.UNKEY_VAR}")
         preparation.prepare()
         connections.close_all()
-        write_ports(installation.run_folder, chosen)
+        write_ports(installation.run_folder, given)
         environ = {
             **os.environ,
-            **{name: str(port) for name, port in chosen.items()},
+            **{name: str(port) for name, port in given.items() if name == settings[name]},
+            "REGION": processes.home_region(),
             "PORTS": "default",
             "UNKEY_VAR": str(env.UNKEY_VAR),
             "PYTHONUNBUFFERED": "1",
@@ -70,13 +85,13 @@ class Command(BaseCommand):
         asyncio.run(
             self._supervise(
                 Supervisor(
-                    [processes.program(name, chosen) for name in names],
+                    [processes.program(each, given) for each in chosen],
                     run_folder=installation.run_folder,
                     environ=environ,
                     log=log,
                     start_timeout=start_timeout,
                 ),
-                _where_to_look(names, chosen),
+                _where_to_look(chosen, given),
             )
         )
         log.line("up", "stopped")
@@ -85,15 +100,18 @@ class Command(BaseCommand):
         await supervisor.run(ready_lines)
 
 
-def _where_to_look(names: list[str], chosen: dict[str, int]) -> list[str]:
+def _where_to_look(chosen: list[Process], given: dict[str, int]) -> list[str]:
     host = env.local_address
     lines = []
-    if "web" in names:
-        lines.append(f"admin         http://{host}:{chosen['WEB_PORT']}/admin/")
-    if "edge" in names:
-        lines += [
-            f"API           http://{host}:{chosen['EDGE_API_PORT']}/v2",
-            f"deployed apps http://<host>.{env.DEFAULT_DOMAIN}:{chosen['EDGE_HTTP_PORT']}"
-            f" and https://…:{chosen['EDGE_HTTPS_PORT']}",
-        ]
+    for each in chosen:
+        port = {setting: given[name] for name, setting in each.ports.items()}
+        if each.kind == "web":
+            lines.append(f"admin         http://{host}:{port['WEB_PORT']}/admin/")
+        elif each.kind == "edge":
+            where = f"  ({each.environ['REGION']})" if each.name != each.kind else ""
+            lines += [
+                f"API           http://{host}:{port['EDGE_API_PORT']}/v2{where}",
+                f"deployed apps http://<host>.{env.DEFAULT_DOMAIN}:{port['EDGE_HTTP_PORT']}"
+                f" and https://…:{port['EDGE_HTTPS_PORT']}{where}",
+            ]
     return lines
