@@ -139,7 +139,7 @@ def ps(client: Client, options: argparse.Namespace, terminal: Terminal) -> int:
                 (
                     "●" if row["isCurrent"] else "",
                     row["id"],
-                    row["status"],
+                    "asleep" if row.get("asleepSince") and row["status"] == "stopped" else row["status"],
                     row["environment"],
                     _running(row.get("instances")),
                     str(row.get("instances", {}).get("restarts", "")),

@@ -55,7 +55,6 @@ DEPLOYMENT = obj(
                 }
             )
         ),
-        "objection": optional(string(about="why it is ready but not live: what it would break")),
         "domains": optional(array(string())),
         "instances": optional(obj({"running": integer(0), "total": integer(0), "restarts": integer(0)})),
         "runtime": obj(
@@ -73,6 +72,7 @@ DEPLOYMENT = obj(
         "createdAt": integer(0),
         "updatedAt": optional(integer(0)),
         "finishedAt": optional(integer(0)),
+        "asleepSince": optional(integer(0, about="on standby since then: its next request wakes it")),
     }
 )
 
@@ -205,12 +205,11 @@ def list_deployments(call: Call) -> Page:
         errors.DeploymentNotProduction,
         errors.DeploymentNoCurrent,
         errors.DeploymentIsCurrent,
-        errors.DeploymentBreaksClients,
         errors.PreconditionFailed,
     ],
 )
 def promote_deployment(call: Call) -> JSON:
-    """Make a deployment the live one, if it breaks no promise that must be kept; new ones go live again."""
+    """Make a deployment the live one; new deployments go live again."""
     services.promote(_deployment(call), actor=call.actor)
     return {}
 
@@ -653,10 +652,10 @@ def _show_one(row: Deployment, hosts: list[str]) -> dict[str, Any]:
             "step": row.error_step,
             "message": row.error_message,
         }
-    if row.objection:
-        shown["objection"] = row.objection
     if row.updated_at:
         shown["updatedAt"] = clock.to_ms(row.updated_at)
     if row.finished_at and row.status in Deployment.TERMINAL:
         shown["finishedAt"] = clock.to_ms(row.finished_at)
+    if row.asleep_since:
+        shown["asleepSince"] = clock.to_ms(row.asleep_since)
     return shown

@@ -278,10 +278,13 @@ def test_many_idle_previews_are_decided_page_by_page(
 ) -> None:
     monkeypatch.setattr(standby, "BATCH", 2)
     row = platform.row(platform.deploy("preview"))
+    sentinel = Sentinel.objects.get(pk=row.pk)
     made = [row.pk]
     for number in range(4):
         row.pk = f"d_{number}"
         row.save(force_insert=True)
+        sentinel.pk = row.pk
+        sentinel.save(force_insert=True)
         made.append(row.pk)
     with clock.shifted(IDLE + MINUTE):
         beat(edge)
@@ -370,11 +373,15 @@ def test_nothing_of_a_disabled_or_suspended_workspace_is_woken(
 def test_its_owner_may_stop_a_sleeping_preview_and_then_no_request_wakes_it(platform: Platform) -> None:
     preview = platform.deploy("preview")
     version = sleep(platform, preview)
-    assert platform.get(preview)["availableActions"] == ["stop", "start"]
+    shown = platform.get(preview)
+    assert shown["availableActions"] == ["stop", "start"]
+    assert 0 < shown["asleepSince"] <= clock.now_ms()
     platform.tenant("deployments.stopDeployment", {"deploymentId": preview})
     assert state(preview) == ("stopped", "stopped", "stopped")
     assert standby.wake_on_request(preview, version, edge="edge-1").answer == "stopped"
-    assert platform.get(preview)["availableActions"] == ["start"]
+    shown = platform.get(preview)
+    assert shown["availableActions"] == ["start"]
+    assert "asleepSince" not in shown
 
 
 def test_its_owner_may_start_a_sleeping_preview(platform: Platform) -> None:
