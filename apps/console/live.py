@@ -343,6 +343,11 @@ class Live:
         STREAMS.inc()
         try:
             await self._serve(reader, gone, send, origin)
+        except TimeoutError:
+            log.info("console_reader_cut_off", user=reader.place.user)
+            # Ending the response would wait for the reader to take what was written before.
+            if abort := scope.get("extensions", {}).get("unkey.abort", {}).get("abort"):
+                abort()
         finally:
             STREAMS.dec()
             self._poller.remove(reader)
@@ -380,24 +385,20 @@ class Live:
                 *origin,
             ],
         }
-        try:
-            await _in_time(send(start))
-            await _in_time(_write(send, b"retry: 2000\n\n"))
-            while not gone.done():
-                heard = await _news(reader, gone)
-                reader.news.clear()
-                if reader.end:
-                    reason = Part("end", "", msgspec.json.encode({"reason": reader.end}))
-                    await _in_time(_write(send, _event(reason, "")))
-                    await _in_time(send({"type": "http.response.body", "body": b"", "more_body": False}))
-                    return
-                if not heard and not gone.done():
-                    await _in_time(_write(send, b": heartbeat\n\n"))
-                for event in reader.events():
-                    await _in_time(_write(send, event))
-        except TimeoutError:
-            log.info("console_reader_cut_off", user=reader.place.user)
-            _abort(send)
+        await _in_time(send(start))
+        await _in_time(_write(send, b"retry: 2000\n\n"))
+        while not gone.done():
+            heard = await _news(reader, gone)
+            reader.news.clear()
+            if reader.end:
+                reason = Part("end", "", msgspec.json.encode({"reason": reader.end}))
+                await _in_time(_write(send, _event(reason, "")))
+                await _in_time(send({"type": "http.response.body", "body": b"", "more_body": False}))
+                return
+            if not heard and not gone.done():
+                await _in_time(_write(send, b": heartbeat\n\n"))
+            for event in reader.events():
+                await _in_time(_write(send, event))
 
 
 def _ticket(workspace: str, query: dict[str, str], headers: dict[str, str]) -> tickets.Ticket:
@@ -507,17 +508,6 @@ async def _write(send: Send, octets: bytes) -> None:
 async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-def _abort(send: Send) -> None:
-    """Drop the connection of a reader that does not read.
-
-    ASGI has no word for it: a response that is ended, or left off, still waits until the reader has taken
-    what was written. uvicorn's `send` belongs to the cycle that holds the transport.
-    """
-    transport = getattr(getattr(send, "__self__", None), "transport", None)
-    if transport is not None:
-        transport.abort()
 
 
 async def _refuse(send: Send, error: Exception, origin: list[tuple[bytes, bytes]]) -> None:

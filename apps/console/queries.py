@@ -128,7 +128,7 @@ def usage(workspace_id: str) -> dict[str, int]:
     return totals | {
         "projects": Project.objects.filter(deleting_at=None).count(),
         "apps": App.objects.filter(deleting_at=None).count(),
-        "environments": Environment.objects.filter(app__deleting_at=None).count(),
+        "environments": Environment.objects.filter(deleting_at=None).count(),
         "deployments_running": Deployment.objects.filter(
             desired_state=Deployment.DesiredState.RUNNING, status=Deployment.Status.READY
         ).count(),
