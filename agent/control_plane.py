@@ -44,6 +44,9 @@ class ControlPlane:
         self._feed_url = feed_url
         self.agent = agent
         self.region = region
+        # By these the control plane tells a report that was overtaken by a later one.
+        self._run = secrets.token_hex(8)
+        self._reports = 0
         # trust_env=False: the control plane is reached directly, never through a proxy of this process.
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {token}"},
@@ -81,7 +84,14 @@ class ControlPlane:
 
     async def report(self, deployment_id: str, instances: Sequence[wire.InstanceState]) -> int:
         """Report all instances of a deployment; return the version from which on edges know of this."""
-        content = await self._post("instances/report", deploymentId=deployment_id, instances=instances)
+        self._reports += 1
+        content = await self._post(
+            "instances/report",
+            deploymentId=deployment_id,
+            instances=instances,
+            run=self._run,
+            number=self._reports,
+        )
         return _answer(content, _Version).version
 
     async def edges_know(self, version: int) -> bool:

@@ -52,12 +52,17 @@ class InstanceState(msgspec.Struct):
 
 
 class InstancesReport(msgspec.Struct):
-    """All instances of a deployment in a region; those that are not listed are gone."""
+    """All instances of a deployment in a region; those that are not listed are gone.
+
+    An agent names each of its runs anew and counts the reports of one: late ones are told by that.
+    """
 
     agent: Name
     region: Name
     deployment_id: Name = msgspec.field(name="deploymentId")
     instances: list[InstanceState]
+    run: Annotated[str, msgspec.Meta(max_length=64)] = ""
+    number: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
 
 
 class AppliedRequest(msgspec.Struct):
@@ -180,6 +185,8 @@ def report_instances(request: HttpRequest) -> HttpResponseBase:
             for instance in body.instances
         ],
         body.agent,
+        run=body.run,
+        number=body.number,
     )
     return JsonResponse({"version": version})
 

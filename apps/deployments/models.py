@@ -131,6 +131,10 @@ class Topology(Versioned):
         null=True, blank=True, help_text="the same of its memory; empty: memory does not matter"
     )
     created_at = models.DateTimeField(default=clock.now)
+    reporter = models.CharField(
+        max_length=64, blank=True, editable=False, help_text="run of the agent that reported last"
+    )
+    report = models.BigIntegerField(default=0, editable=False, help_text="number of its last report")
 
     class Meta:
         verbose_name_plural = "topologies"

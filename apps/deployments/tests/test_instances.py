@@ -53,6 +53,27 @@ def test_an_agent_learns_from_which_version_on_edges_know_of_its_report(deployme
     assert services.report_instances(deployment, env.REGION, (two[0],), "agent-1") == 4
 
 
+def test_a_report_that_was_overtaken_changes_nothing(deployment: str) -> None:
+    def told(run: str, number: int, status: str) -> tuple[int, str]:
+        version = services.report_instances(
+            deployment,
+            env.REGION,
+            (one("a", status, "127.0.0.1:9000"),),
+            "agent-1",
+            run=run,
+            number=number,
+        )
+        return version, Instance.objects.get(name="a").status
+
+    assert told("first", 1, "pending") == (1, "pending")
+    assert told("first", 3, "running") == (2, "running")
+    assert told("first", 2, "pending") == (2, "running")
+    assert told("first", 3, "pending") == (2, "running")
+    # An agent that was started again counts anew.
+    assert told("second", 1, "draining") == (3, "draining")
+    assert told("second", 2, "running") == (4, "running")
+
+
 def test_restarts_are_kept_and_shown_but_no_matter_of_edges(platform: Platform, deployment: str) -> None:
     assert say(deployment, one("a", "running", "127.0.0.1:9000"), one("b", "pending")) == 2
     assert (
