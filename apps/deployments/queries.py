@@ -218,7 +218,9 @@ def instance_counts(deployment_ids: list[str]) -> dict[str, dict[str, int]]:
         running=Count("id", filter=Q(status=Instance.Status.RUNNING)),
         restarts=Sum("restarts"),
     )
-    return {row.pop("deployment"): row for row in counted}
+    return {
+        row["deployment"]: {name: row[name] for name in ("total", "running", "restarts")} for row in counted
+    }
 
 
 def agents(of: Deployment) -> list[Agent]:

@@ -1,0 +1,116 @@
+"""Where a deployment runs, how many instances of it, and when that is enough."""
+
+import pytest
+
+from apps.cluster.models import Region
+from apps.deployments import services
+from apps.deployments.models import Topology
+from apps.deployments.tests.conftest import Platform
+from apps.projects.models import EnvironmentRegion
+from apps.workflows.sweeper import drain
+from unkey.env import env
+
+pytestmark = pytest.mark.django_db
+
+
+def settings(platform: Platform, **replicas: tuple[int, int]) -> None:
+    """Set minimum and maximum of regions of production; those that it lacks are added."""
+    for name, (least, most) in replicas.items():
+        if not EnvironmentRegion.objects.filter(
+            environment__slug="production", region__name=name, environment__app=platform.app_row()
+        ).exists():
+            platform.add_region(name)
+        EnvironmentRegion.objects.filter(environment__slug="production", region__name=name).update(
+            replicas_min=least, replicas_max=most
+        )
+
+
+def wanted(deployment: str) -> dict[str, tuple[int, int]]:
+    rows = Topology.objects.filter(deployment_id=deployment, desired_status="running")
+    return {row.region.name: (row.replicas_min, row.replicas_max) for row in rows.select_related("region")}
+
+
+def run(deployment: str, region: str, count: int, status: str = "running") -> None:
+    """Report as many instances in a region."""
+    instances: list[services.InstanceReport] = [
+        {"name": f"{deployment}-{number}", "address": f"127.0.0.1:{number}", "status": status}
+        for number in range(1, count + 1)
+    ]
+    services.report_instances(deployment, region, instances, "agent-1")
+    drain()
+
+
+def test_replicas_are_those_of_the_regions_settings_when_it_was_created(platform: Platform) -> None:
+    settings(platform, **{env.REGION: (2, 4), "far": (1, 3)})
+    made = platform.create()
+    settings(platform, **{env.REGION: (1, 1), "far": (1, 1)})
+    drain()
+    assert wanted(made) == {env.REGION: (2, 4), "far": (1, 3)}
+
+
+def test_replicas_are_clamped_to_the_workspaces_limit(platform: Platform) -> None:
+    settings(platform, **{env.REGION: (5, 9), "far": (1, 9)})
+    platform.limit(replicas_max=3)
+    made = platform.create()
+    drain()
+    assert wanted(made) == {env.REGION: (3, 3), "far": (1, 3)}
+
+
+def test_the_quota_counts_the_most_that_may_run_in_all_regions_together(platform: Platform) -> None:
+    settings(platform, **{env.REGION: (1, 3), "far": (1, 2)})
+    platform.limit(cpu_millicores_max=5 * 250 - 1)
+    failed = platform.create()
+    drain()
+    error = platform.get(failed)["error"]
+    assert (error["code"], error["message"]) == (
+        "cpu_quota_exceeded",
+        "We are unable to deploy this application as you have exceeded your CPU quota.",
+    )
+    platform.limit(cpu_millicores_max=5 * 250)
+    made = platform.create()
+    drain()
+    assert wanted(made) == {env.REGION: (1, 3), "far": (1, 2)}
+    assert wanted(failed) == {}
+
+
+def test_a_region_is_healthy_when_its_minimum_runs(platform: Platform) -> None:
+    settings(platform, **{env.REGION: (3, 5)})
+    made = platform.create()
+    drain()
+    run(made, env.REGION, 2)
+    assert platform.get(made)["status"] == "deploying"
+    run(made, env.REGION, 3)
+    assert platform.get(made)["status"] == "ready"
+
+
+@pytest.mark.parametrize(("regions", "enough"), [(1, 1), (2, 1), (3, 2), (4, 3)])
+def test_one_region_may_be_missing_and_no_more(platform: Platform, regions: int, enough: int) -> None:
+    names = [env.REGION, *(f"far-{number}" for number in range(1, regions))]
+    for name in names[1:]:
+        platform.add_region(name)
+    made = platform.create()
+    drain()
+    for healthy, name in enumerate(names[:enough], 1):
+        assert platform.get(made)["status"] == "deploying"
+        run(made, name, 1)
+        assert (platform.get(made)["status"] == "ready") is (healthy == enough)
+    steps = platform.tenant("deployments.listSteps", {"deploymentId": made})["steps"]
+    told = ", ".join(sorted(names[:enough]))
+    assert [step["message"] for step in steps if step["step"] == "deploying"] == [f"healthy in {told}"]
+
+
+def test_a_region_that_is_closed_meanwhile_is_left_out(platform: Platform) -> None:
+    platform.add_region("far")
+    made = platform.create()
+    Region.objects.filter(name="far").update(can_schedule=False)
+    drain()
+    assert set(wanted(made)) == {env.REGION}
+
+    failed = platform.create()
+    Region.objects.update(can_schedule=False)
+    drain()
+    error = platform.get(failed)["error"]
+    assert (error["code"], error["message"]) == (
+        "no_schedulable_regions",
+        "No regions configured. Please configure at least one region before deploying.",
+    )
