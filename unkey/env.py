@@ -352,6 +352,7 @@ SETTINGS: tuple[Setting, ...] = (
         "how long a silent agent or edge is waited for before what it has not seen may be removed",
     ),
     Setting("WORKER_CONCURRENCY", "count", _count, "4", "workflow steps that one worker runs at a time"),
+    Setting("WORKER_METRICS_PORT", "count", _count, "0", "worker: port of its Prometheus metrics; 0: none"),
     Setting(
         "WORKFLOW_LEASE_SECONDS",
         "seconds",

@@ -9,4 +9,7 @@ class WorkflowsConfig(AppConfig):
 
     def ready(self) -> None:
         """Load every app's `workflows.py`, so that a run finds its class by its service name."""
+        from apps.workflows import metrics
+
         autodiscover_modules("workflows")
+        metrics.register()

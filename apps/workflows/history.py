@@ -5,10 +5,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import transaction
-from django.db.models import Count, Exists, Min, OuterRef, QuerySet
+from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet
 
 from apps.workflows import wakeups
 from apps.workflows.definition import CANCELLED, workflow_named
+from apps.workflows.driver import child_topic
 from apps.workflows.intake import start
 from apps.workflows.models import (
     ACTIVE,
@@ -19,6 +20,8 @@ from apps.workflows.models import (
     WorkflowStep,
     WorkflowTopic,
 )
+from apps.workflows.topics import notify
+from apps.workflows.trail import What, added
 from unkey import clock
 
 KEEP_DAYS = 30
@@ -32,37 +35,48 @@ class Refused(ValueError):
     """A run is not in a state in which the operation makes sense."""
 
 
-def retry(run_id: str) -> WorkflowRun:
+def retry(run_id: str, *, by: str = "") -> WorkflowRun:
     """Start a new run with the input of one that failed or was cancelled.
+
+    Args:
+        run_id: the run.
+        by: who asks, for the timelines of both.
 
     Raises:
         Refused: unknown, still going, succeeded, or its workflow is gone.
     """
-    row = _find(run_id)
-    workflow = workflow_named(row.service)
-    if row.state not in (State.FAILED, State.CANCELLED):
-        raise Refused(f"{row.id} is {row.state}: only a failed or cancelled run can be retried")
-    if workflow is None:
-        raise Refused(f"the running code has no workflow named {row.service}")
-    return start(workflow, row.input, workspace_id=row.workspace_id, urgent=row.urgent)
+    with transaction.atomic():
+        row, _held = _find(run_id)
+        workflow = workflow_named(row.service)
+        if row.state not in (State.FAILED, State.CANCELLED):
+            raise Refused(f"{row.id} is {row.state}: only a failed or cancelled run can be retried")
+        if workflow is None:
+            raise Refused(f"the running code has no workflow named {row.service}")
+        made = start(workflow, row.input, workspace_id=row.workspace_id, urgent=row.urgent)
+        for each, what, other in ((made, What.RETRY_OF, row), (row, What.RETRIED_AS, made)):
+            trail = added(each.trail, what, clock.now(), text=_by(by), run_id=other.id)
+            WorkflowRun.objects.filter(id=each.id).update(trail=trail)
+    return made
 
 
-def resume(run_id: str) -> WorkflowRun:
+def resume(run_id: str, *, by: str = "") -> WorkflowRun:
     """Let a run that needs attention go on where it stopped, with fresh attempts; or end a wait early.
 
     Raises:
         Refused: unknown, ended, or in a step.
     """
     with transaction.atomic():
-        row = _find(run_id)
+        row, _held = _find(run_id)
+        now = clock.now()
         going = WorkflowRun.objects.filter(id=row.id, state__in=(State.WAITING, State.COMPENSATING))
-        changes: dict[str, Any] = {"next_at": clock.now()}
+        changes: dict[str, Any] = {"next_at": now}
         if row.state == State.NEEDS_ATTENTION:
             going = WorkflowRun.objects.filter(id=row.id, state=State.NEEDS_ATTENTION)
             state = State.PENDING if row.undo is None else State.COMPENSATING
             changes |= {"state": state, "failures": 0}
             if row.undo is None:
                 changes |= {"error_code": "", "error_message": ""}
+        changes["trail"] = added(row.trail, What.RESUMED, now, row.current_step, _by(by))
         if not going.update(**changes):
             raise Refused(f"{row.id} is {row.state}: nothing to resume")
         wakeups.after_commit(row.key, row.queue)
@@ -70,27 +84,33 @@ def resume(run_id: str) -> WorkflowRun:
     return row
 
 
-def give_up(run_id: str) -> WorkflowRun:
+def give_up(run_id: str, *, by: str = "") -> WorkflowRun:
     """End a run that needs attention as failed, without undoing more, and free its key.
 
     Raises:
         Refused: unknown, or it does not need attention.
     """
     with transaction.atomic():
-        row = _find(run_id)
-        held = WorkflowKey.objects.select_for_update().filter(key=row.key).first()
+        row, held = _find(run_id)
         state = State.CANCELLED if row.error_code == CANCELLED else State.FAILED
         now = clock.now()
+        trail = added(row.trail, What.GIVEN_UP, now, row.current_step, _by(by))
         if not WorkflowRun.objects.filter(id=row.id, state=State.NEEDS_ATTENTION).update(
-            state=state, finished_at=now, next_at=None
+            state=state, finished_at=now, next_at=None, trail=trail
         ):
             raise Refused(f"{row.id} is {row.state}: only a run that needs attention can be given up")
         if held is not None and held.holder == row.id:
             held.holder, held.exclusive, held.lease_expires_at = "", False, None
             held.save(update_fields=["holder", "exclusive", "lease_expires_at"])
+        if row.parent_id:
+            notify(child_topic(row.id))
         wakeups.after_commit(row.key, row.queue)
     row.refresh_from_db()
     return row
+
+
+def _by(who: str) -> str:
+    return f"by {who}" if who else ""
 
 
 def refers(referred: Referred) -> None:
@@ -171,15 +191,21 @@ def stats() -> dict[str, Any]:
     ):
         runs.setdefault(service, {})[state] = count
     now = clock.now()
-    due = WorkflowRun.objects.filter(next_at__lte=now, state__in=ACTIVE).aggregate(
+    taken = WorkflowKey.objects.filter(
+        Q(lease_expires_at__gt=now) | (Q(exclusive=True) & ~Q(holder="") & ~Q(holder=OuterRef("id"))),
+        key=OuterRef("key"),
+    )
+    due = WorkflowRun.objects.filter(~Exists(taken), next_at__lte=now, state__in=ACTIVE).aggregate(
         count=Count("id"), oldest=Min("next_at")
     )
     lag = (now - due["oldest"]).total_seconds() if due["oldest"] else 0.0
     return {"runs": runs, "due": due["count"], "lag_seconds": round(lag, 3)}
 
 
-def _find(run_id: str) -> WorkflowRun:
-    row = WorkflowRun.objects.filter(id=run_id).first()
-    if row is None:
+def _find(run_id: str) -> tuple[WorkflowRun, WorkflowKey | None]:
+    """Return a run as it is while its key's row is locked, and that row."""
+    found = WorkflowRun.objects.filter(id=run_id).values_list("key", flat=True).first()
+    if found is None:
         raise Refused(f"there is no run {run_id}")
-    return row
+    held = WorkflowKey.objects.select_for_update().filter(key=found).first()
+    return WorkflowRun.objects.get(id=run_id), held

@@ -3,13 +3,16 @@
 from datetime import timedelta
 from typing import Any
 
+import structlog
 from celery.signals import celeryd_after_setup, worker_shutdown, worker_shutting_down
 
-from apps.workflows import history, sweeper, wakeups
+from apps.workflows import history, metrics, sweeper, wakeups
 from apps.workflows.driver import Driver
 from apps.workflows.models import WorkflowRun
 from unkey.celery import app
 from unkey.env import env
+
+log = structlog.get_logger("workflows")
 
 _dispatcher: sweeper.Dispatcher | None = None
 
@@ -46,6 +49,11 @@ def _start(instance: Any, **_kwargs: Any) -> None:
     queues = list(instance.app.amqp.queues.consume_from)
     _dispatcher = sweeper.Dispatcher(queues, env.WORKER_CONCURRENCY)
     _dispatcher.start()
+    if env.WORKER_METRICS_PORT:
+        try:
+            metrics.serve(str(env.BIND), env.WORKER_METRICS_PORT)
+        except (OSError, OverflowError) as error:  # runs matter more
+            log.error("metrics are not served (WORKER_METRICS_PORT)", error=str(error))
 
 
 @worker_shutting_down.connect

@@ -25,6 +25,8 @@ class What(StrEnum):
     LAPSED = "lapsed"
     RESUMED = "resumed"
     GIVEN_UP = "given_up"
+    RETRY_OF = "retry_of"
+    RETRIED_AS = "retried_as"
     OMITTED = "omitted"
 
 
@@ -35,6 +37,7 @@ def added(
     step: str = "",
     text: str = "",
     until: datetime | None = None,
+    run_id: str = "",
 ) -> list[dict[str, Any]]:
     """Return the trail with one more entry.
 
@@ -48,6 +51,7 @@ def added(
         step: name of the step or compensation; empty: none.
         text: the error, the topic, or who did it; cut to `TEXT_LIMIT` characters.
         until: when a wait or a pause between attempts ends at the latest, if ever.
+        run_id: another run that the entry speaks of.
     """
     trail = trail or []
     entry: dict[str, Any] = {"at": clock.to_ms(at), "what": what.value}
@@ -57,6 +61,8 @@ def added(
         entry["text"] = text[:TEXT_LIMIT]
     if until is not None:
         entry["until"] = clock.to_ms(until)
+    if run_id:
+        entry["run"] = run_id
     last = trail[-1] if trail else None
     if (
         what is What.WAIT

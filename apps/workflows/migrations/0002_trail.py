@@ -4,15 +4,14 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('workflows', '0001_initial'),
+        ("workflows", "0001_initial"),
     ]
 
     operations = [
         migrations.AddField(
-            model_name='workflowrun',
-            name='trail',
+            model_name="workflowrun",
+            name="trail",
             field=models.JSONField(blank=True, editable=False, null=True),
         ),
     ]

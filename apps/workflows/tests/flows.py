@@ -286,4 +286,4 @@ class Parent(Workflow):
     on_failure = note_failure
 
 
-WORKFLOWS = {each.service: each for each in (Three, Refuses, Listens)}
+WORKFLOWS = {each.service: each for each in (Three, Refuses, Listens, UndoesBadly)}
