@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from django.db.models import F, Prefetch, QuerySet, Sum
+from django.db.models import F, Prefetch, Q, QuerySet, Sum
 
-from apps.keys.models import Api, CreditLease, Key, Ratelimit
+from apps.keys.models import Api, CreditLease, Identity, Key, Permission, Ratelimit, Role
 from unkey import clock, errors
 
 
@@ -76,3 +76,60 @@ def balances(keys: Iterable[Key]) -> dict[str, int]:
     for row in leases:
         totals[row["key_id"]] += row["unspent"]
     return totals
+
+
+def live_identities() -> "QuerySet[Identity]":
+    """Return the identities that are not deleted, with their limits at hand."""
+    limits = Ratelimit.objects.order_by("name")
+    return Identity.objects.filter(deleted_at=None).prefetch_related(Prefetch("ratelimits", queryset=limits))
+
+
+def get_identity(name: str) -> Identity:
+    """Return an identity by its id or its external id; an id goes first.
+
+    Raises:
+        IdentityNotFound: unknown, deleted, or another workspace's.
+    """
+    found = list(live_identities().filter(Q(pk=name) | Q(external_id=name)))
+    if not found:
+        raise identity_not_found(name)
+    return max(found, key=lambda identity: identity.pk == name)
+
+
+def identity_not_found(name: str) -> errors.Fault:
+    """Return the fault for an identity that the caller may not know of."""
+    return errors.IdentityNotFound(f"The identity {name} does not exist.")
+
+
+def get_permission(name: str) -> Permission:
+    """Return a permission by its id or its slug; an id goes first.
+
+    Raises:
+        PermissionNotFound: unknown, or another workspace's.
+    """
+    found = list(Permission.objects.filter(Q(pk=name) | Q(slug=name)))
+    if not found:
+        raise permission_not_found(name)
+    return max(found, key=lambda permission: permission.pk == name)
+
+
+def permission_not_found(name: str) -> errors.Fault:
+    """Return the fault for a permission that the caller may not know of."""
+    return errors.PermissionNotFound(f"The permission {name} does not exist.")
+
+
+def get_role(name: str) -> Role:
+    """Return a role by its id or its name; an id goes first.
+
+    Raises:
+        RoleNotFound: unknown, or another workspace's.
+    """
+    found = list(Role.objects.prefetch_related("permissions").filter(Q(pk=name) | Q(name=name)))
+    if not found:
+        raise role_not_found(name)
+    return max(found, key=lambda role: role.pk == name)
+
+
+def role_not_found(name: str) -> errors.Fault:
+    """Return the fault for a role that the caller may not know of."""
+    return errors.RoleNotFound(f"The role {name} does not exist.")

@@ -124,7 +124,7 @@ def create_key(
             key.identity = _identity(workspace_id, external_id, actor)
         key.save(force_insert=True)
         audit.record("key.create", actor=actor, workspace_id=workspace_id, targets=[key, api])
-        _connect_permissions(key, _permissions(workspace_id, permissions, actor), actor)
+        _connect_permissions(key, ensure_permissions(workspace_id, permissions, actor), actor)
         _connect_roles(key, _roles(workspace_id, roles), actor)
         _replace_ratelimits(key, ratelimits)
         if ciphertext is not None:
@@ -336,7 +336,7 @@ def add_permissions(key: Key, slugs: Sequence[str], *, actor: Actor) -> None:
     """Give a key permissions by slug; those that do not exist are made."""
     with transaction.atomic():
         key = _touched(key)
-        _connect_permissions(key, _permissions(key.workspace_id, slugs, actor), actor)
+        _connect_permissions(key, ensure_permissions(key.workspace_id, slugs, actor), actor)
 
 
 def remove_permissions(key: Key, slugs: Sequence[str], *, actor: Actor) -> None:
@@ -455,7 +455,7 @@ def _identity(workspace_id: str, external_id: str, actor: Actor) -> Identity:
     return identity
 
 
-def _permissions(workspace_id: str, slugs: Iterable[str], actor: Actor) -> list[Permission]:
+def ensure_permissions(workspace_id: str, slugs: Iterable[str], actor: Actor) -> list[Permission]:
     """Return the permissions of these slugs, made where there are none."""
     wanted = list(dict.fromkeys(slugs))
     if not wanted:
@@ -500,7 +500,7 @@ def _disconnect_permissions(key: Key, rows: Iterable[Permission], actor: Actor) 
 
 
 def _replace_permissions(key: Key, slugs: Sequence[str], actor: Actor) -> None:
-    wanted = _permissions(key.workspace_id, slugs, actor)
+    wanted = ensure_permissions(key.workspace_id, slugs, actor)
     kept = {row.pk for row in wanted}
     _disconnect_permissions(key, [row for row in key.permissions.all() if row.pk not in kept], actor)
     _connect_permissions(key, wanted, actor)

@@ -285,7 +285,7 @@ def _envelope(route: Route, request_id: str, answer: Any, headers: Mapping[str, 
         content["pagination"] = {"hasMore": answer.cursor is not None}
         if answer.cursor is not None:
             content["pagination"]["cursor"] = answer.cursor
-    else:
+    elif route.response is not None:
         content["data"] = answer
     return _respond(content, route.status, "application/json", headers)
 

@@ -56,7 +56,7 @@ class Route:
         name: `group.operation`.
         handler: what answers it.
         request: schema of the body, an `Archive`, or None when there is no body.
-        response: schema of `data`.
+        response: schema of `data`; None: the answer has none.
         permission: what the caller needs; None only for public routes.
         method: HTTP method.
         status: HTTP status of success.
@@ -69,7 +69,7 @@ class Route:
     name: str
     handler: Handler
     request: Schema | Archive | None
-    response: Schema
+    response: Schema | None
     permission: Rule | None
     method: Literal["GET", "POST"] = "POST"
     status: int = 200
@@ -93,7 +93,7 @@ def route(
     name: str,
     *,
     request: Schema | Archive | None,
-    response: Schema,
+    response: Schema | None,
     permission: Rule | None = None,
     method: Literal["GET", "POST"] = "POST",
     status: int = 200,
@@ -125,7 +125,7 @@ def route(
             errors=tuple(errors),
             summary=(handler.__doc__ or "").strip().partition("\n")[0],
             checker=Checker(request) if isinstance(request, dict) else None,
-            response_checker=Checker(response),
+            response_checker=Checker(response) if response is not None else None,
         )
         return handler
 

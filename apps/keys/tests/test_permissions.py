@@ -72,6 +72,51 @@ TABLE: dict[str, tuple[dict[str, Any], list[list[str]], str]] = {
         [["api.*.update_key"], ["**#update_key"]],
         FORBIDDEN,
     ),
+    "identities.createIdentity": (
+        {"externalId": "someone"},
+        [["identity.*.create_identity"], ["projects/*/identities/*#create_identity"]],
+        FORBIDDEN,
+    ),
+    "identities.getIdentity": (
+        {"identity": "ada"},
+        [
+            ["identity.*.read_identity"],
+            ["identity.IDENTITY.read_identity"],
+            ["projects/*/identities/*#read_identity"],
+        ],
+        FORBIDDEN,
+    ),
+    "identities.listIdentities": (
+        {},
+        [["identity.*.read_identity"], ["identity.IDENTITY.read_identity"]],
+        FORBIDDEN,
+    ),
+    "identities.updateIdentity": ({"identity": "ada"}, [["identity.*.update_identity"]], FORBIDDEN),
+    "identities.deleteIdentity": ({"identity": "ada"}, [["identity.*.delete_identity"]], FORBIDDEN),
+    "permissions.createPermission": (
+        {"name": "Fresh", "slug": "fresh"},
+        [["rbac.*.create_permission"]],
+        FORBIDDEN,
+    ),
+    "permissions.getPermission": ({"permission": "held"}, [["rbac.*.read_permission"]], FORBIDDEN),
+    "permissions.listPermissions": ({}, [["rbac.*.read_permission"]], FORBIDDEN),
+    "permissions.deletePermission": ({"permission": "held"}, [["rbac.*.delete_permission"]], FORBIDDEN),
+    "permissions.createRole": (
+        {"name": "fresh", "permissions": ["new"]},
+        [
+            ["rbac.*.create_role", "rbac.*.add_permission_to_role", "rbac.*.create_permission"],
+            ["rbac.*.create_role", "rbac.*.add_permission_to_role", "rbac/permissions/*#create_permission"],
+        ],
+        FORBIDDEN,
+    ),
+    "permissions.getRole": ({"role": "editor"}, [["rbac.*.read_role"]], FORBIDDEN),
+    "permissions.listRoles": ({}, [["rbac.*.read_role"]], FORBIDDEN),
+    "permissions.deleteRole": ({"role": "editor"}, [["rbac.*.delete_role"]], FORBIDDEN),
+    "permissions.setRolePermissions": (
+        {"roleId": 1, "permissions": ["held"]},
+        [["rbac.*.add_permission_to_role", "rbac.*.remove_permission_from_role"]],
+        FORBIDDEN,
+    ),
 }
 CASES = [(operation, index) for operation, row in TABLE.items() for index in range(len(row[1]))]
 
@@ -82,9 +127,17 @@ def rows(tenant: Tenant) -> dict[str, str]:
     api_id = tenant("apis.createApi", {"name": "payments"})["apiId"]
     made = tenant("keys.createKey", {"apiId": api_id, "permissions": ["held"]})
     with unscoped("test"):
-        Role.objects.create(workspace=tenant.workspace, name="editor")
+        role = Role.objects.create(workspace=tenant.workspace, name="editor")
         space = Api.objects.get(pk=api_id).key_space_id
-    return {"apiId": api_id, "keyId": made["keyId"], "key": made["key"], "space": space}
+    identity = tenant("identities.createIdentity", {"externalId": "ada"})["identityId"]
+    return {
+        "apiId": api_id,
+        "keyId": made["keyId"],
+        "key": made["key"],
+        "space": space,
+        "identityId": identity,
+        "roleId": role.id,
+    }
 
 
 def body_of(operation: str, rows: dict[str, str]) -> dict[str, Any]:
@@ -94,7 +147,12 @@ def body_of(operation: str, rows: dict[str, str]) -> dict[str, Any]:
 
 def granted(tenant: Tenant, rows: dict[str, str], permissions: list[str]) -> list[str]:
     """Return permissions of the table with the rows' ids in them."""
-    ids = {"API": rows["apiId"], "KEY": rows["keyId"], "SPACE": rows["space"]}
+    ids = {
+        "API": rows["apiId"],
+        "KEY": rows["keyId"],
+        "SPACE": rows["space"],
+        "IDENTITY": rows["identityId"],
+    }
     filled = []
     for permission in permissions:
         for word, value in ids.items():
@@ -104,7 +162,7 @@ def granted(tenant: Tenant, rows: dict[str, str], permissions: list[str]) -> lis
 
 
 def test_the_table_knows_every_operation() -> None:
-    ours = {name for name in routes() if name.startswith(("apis.", "keys."))}
+    ours = {name for name in routes() if name.startswith(("apis.", "keys.", "identities.", "permissions."))}
     # verifyKey does not refuse: it answers "not found" (test_verify.py).
     assert ours == set(TABLE) | {"keys.verifyKey"}
 

@@ -27,6 +27,7 @@ OURS = {
     "deployments.cancelDeployment",
     "deployments.getLastRequest",
     "deployments.listSteps",
+    "environments.deleteEnvironment",
     "deployments.redeployDeployment",
     "snapshots.createSnapshot",
 }
@@ -76,7 +77,7 @@ class Recorder:
     def __call__(self, operation: str, body: Any = None) -> Any:
         envelope = self.tenant.full(operation, body)
         self.answers.append((operation, envelope))
-        return envelope["data"]
+        return envelope.get("data")
 
     def refused(self, operation: str, body: Any, status: int, tenant: Tenant | None = None) -> None:
         answer = (tenant or self.tenant).send(operation, body)
@@ -123,6 +124,29 @@ def _keys(call: Recorder) -> str:
     call("keys.rerollKey", {**key, "expiration": 0})
     call("keys.deleteKey", key)
     return str(api)
+
+
+def _identities(call: Recorder) -> None:
+    limits = [{"name": "requests", "limit": 3, "duration": 60_000, "autoApply": True}]
+    named = {"identity": "customer-2"}
+    call("identities.createIdentity", {"externalId": "customer-2", "meta": {"a": 1}, "ratelimits": limits})
+    call("identities.getIdentity", named)
+    call("identities.updateIdentity", {**named, "meta": {}, "ratelimits": []})
+    call("identities.listIdentities", {"limit": 1})
+    call("identities.deleteIdentity", named)
+
+
+def _permissions(call: Recorder) -> None:
+    call("permissions.createPermission", {"name": "Read", "slug": "books.read", "description": "all books"})
+    role = {"name": "reader", "description": "reads", "permissions": ["books.read", "books.list"]}
+    made = call("permissions.createRole", role)
+    call("permissions.getPermission", {"permission": "books.read"})
+    call("permissions.listPermissions", {"limit": 1})
+    call("permissions.getRole", {"role": "reader"})
+    call("permissions.listRoles", {})
+    call("permissions.setRolePermissions", {"roleId": made["roleId"], "permissions": ["books.list"]})
+    call("permissions.deletePermission", {"permission": "books.read"})
+    call("permissions.deleteRole", {"role": "reader"})
 
 
 def _deployments(call: Recorder, api: str) -> None:
@@ -180,6 +204,8 @@ def _deployments(call: Recorder, api: str) -> None:
 def test_every_answer_is_read_wholly_by_the_published_models(tenant: Tenant) -> None:
     call = Recorder(tenant)
     api = _keys(call)
+    _identities(call)
+    _permissions(call)
     _deployments(call, api)
     call.refused("apis.createApi", {}, 400)
     key = call("keys.createKey", {"apiId": api})["key"]

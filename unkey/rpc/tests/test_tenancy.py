@@ -21,6 +21,12 @@ from unkey.tenancy import TenantManager, unscoped
 BY_WORKSPACE = {
     # Operations that name nothing of the workspace's, so that there is nothing foreign to name.
     "apis.createApi",
+    "identities.createIdentity",
+    "identities.listIdentities",
+    "permissions.createPermission",
+    "permissions.createRole",
+    "permissions.listPermissions",
+    "permissions.listRoles",
     "projects.createProject",
     "projects.listProjects",
     "liveness",
@@ -37,6 +43,10 @@ def owned(tenant: Tenant) -> dict[str, str]:
     api_id = tenant("apis.createApi", {"name": "theirs"})["apiId"]
     key = tenant("keys.createKey", {"apiId": api_id, "credits": {"remaining": 3}, "permissions": ["theirs"]})
     named = {"apiId": api_id, "keyId": key["keyId"], "key": key["key"]}
+    named["identity"] = tenant("identities.createIdentity", {"externalId": "theirs"})["identityId"]
+    permission = tenant("permissions.createPermission", {"name": "Theirs", "slug": f"slug-{api_id[4:]}"})
+    named["permission"] = permission["permissionId"]
+    named["role"] = named["roleId"] = tenant("permissions.createRole", {"name": api_id})["roleId"]
     if "projects.createProject" in routes():
         named["project"] = tenant("projects.createProject", {"name": "Theirs", "slug": "theirs"})["id"]
     if "apps.createApp" in routes():
@@ -218,8 +228,8 @@ def test_shared_names_stay_apart(tenant: Tenant, stranger: Tenant, theirs: dict[
     body = {"apiId": api, "externalId": "customer", "permissions": ["theirs"]}
     tenant("keys.createKey", body)
     with unscoped("test"):
-        for model in ("Identity", "Permission"):
-            rows = apps.get_model("keys", model).objects
+        for model, name in (("Identity", {"external_id": "customer"}), ("Permission", {"slug": "theirs"})):
+            rows = apps.get_model("keys", model).objects.filter(**name)
             assert rows.filter(workspace=tenant.workspace).count() == 1
             assert rows.filter(workspace=stranger.workspace).count() == 1
     assert everything(stranger.workspace) == before

@@ -7,14 +7,32 @@ from typing import Any
 import msgspec
 
 from apps.keys import queries, services, verification
-from apps.keys.models import Identity, Key, Permission, Ratelimit, Role
-from apps.keys.values import Credits, NamedLimit, Refill
+from apps.keys.api.shapes import (
+    EXTERNAL_ID,
+    IDENTITY,
+    KEY_ID,
+    META,
+    NOTHING,
+    PERMISSION,
+    RATELIMIT_REQUEST,
+    RATELIMIT_RESPONSE,
+    ROLE,
+    ROLE_NAME,
+    SLUG,
+    fault,
+    limits,
+    show_identity,
+    show_permissions,
+    show_ratelimits,
+    show_roles,
+)
+from apps.keys.models import Key, Permission
+from apps.keys.values import Credits, Refill
 from apps.vault import services as vault
 from apps.vault.errors import Undecryptable
 from edge.verify import steps
 from edge.verify.request import BODY as VERIFY_BODY
 from unkey import clock, errors
-from unkey.errors import Violation
 from unkey.partial import present
 from unkey.rpc.authorization import T, U
 from unkey.rpc.call import Call, Page, paginate
@@ -33,13 +51,7 @@ from unkey.rpc.schema import (
 )
 
 API_ID = identifier(8)
-KEY_ID = identifier(3)
-SLUG = string(1, 128, pattern=r"^[a-zA-Z0-9_:\-\.\*]+$")
-ROLE_NAME = string(1, 128)
-EXTERNAL_ID = string(1, 255, pattern=r"^[a-zA-Z0-9_.-]+$")
-META = anything(100)
 EXPIRES = moment()
-NOTHING = obj({})
 
 REFILL = obj(
     {
@@ -49,47 +61,6 @@ REFILL = obj(
     }
 )
 CREDITS = obj({"remaining": nullable(integer(0)), "refill": optional(REFILL)})
-RATELIMIT_REQUEST = obj(
-    {
-        "name": string(3, 128),
-        "limit": integer(1),
-        "duration": integer(1000),
-        "autoApply": optional(boolean(), default=False),
-    }
-)
-RATELIMIT_RESPONSE = obj(
-    {
-        "id": string(),
-        "name": string(1, 128),
-        "limit": integer(1),
-        "duration": integer(1000),
-        "autoApply": boolean(),
-    }
-)
-IDENTITY = obj(
-    {
-        "id": string(),
-        "externalId": string(),
-        "meta": optional(anything()),
-        "ratelimits": optional(array(RATELIMIT_RESPONSE)),
-    }
-)
-PERMISSION = obj(
-    {
-        "id": KEY_ID,
-        "name": string(1, 512),
-        "slug": string(1, 512),
-        "description": optional(string(0, 512)),
-    }
-)
-ROLE = obj(
-    {
-        "id": string(),
-        "name": string(),
-        "description": optional(string()),
-        "permissions": optional(array(PERMISSION)),
-    }
-)
 KEY = obj(
     {
         "keyId": KEY_ID,
@@ -281,7 +252,7 @@ def create_key(call: Call) -> JSON:
     if "credits" in body:
         given["credits"] = _new_credits(body["credits"])
     if "ratelimits" in body:
-        given["ratelimits"] = _limits(body["ratelimits"])
+        given["ratelimits"] = limits(body["ratelimits"])
     key, plaintext = services.create_key(
         api, **given, enabled=body["enabled"], recoverable=body["recoverable"], actor=call.actor
     )
@@ -381,7 +352,7 @@ def update_key(call: Call) -> JSON:
     if "credits" in body:
         given |= _changed_credits(body["credits"])
     if "ratelimits" in body:
-        given["ratelimits"] = _limits(body["ratelimits"] or [])
+        given["ratelimits"] = limits(body["ratelimits"] or [])
     services.update_key(key, **given, actor=call.actor)
     return {}
 
@@ -405,9 +376,7 @@ def update_credits(call: Call) -> JSON:
     key = queries.get_key(body["keyId"])
     call.authorize(ids=_about(key))
     if body["operation"] == "set" and "value" not in body:
-        raise _fault(
-            "value is required to set credits", "body.value", "Give a number, or null for unlimited."
-        )
+        raise fault("value is required to set credits", "body.value", "Give a number, or null for unlimited.")
     changed = services.update_credits(key, body["operation"], body.get("value"), actor=call.actor)
     return _show_credits(changed, queries.balances([changed])) or {"remaining": None}
 
@@ -485,7 +454,7 @@ def add_permissions(call: Call) -> JSON:
     key = _key_to_update(call)
     _authorize_new_permissions(call, call.body["permissions"])
     services.add_permissions(key, call.body["permissions"], actor=call.actor)
-    return _show_permissions(key.permissions.order_by("slug"))
+    return show_permissions(key.permissions.order_by("slug"))
 
 
 @route(
@@ -499,7 +468,7 @@ def remove_permissions(call: Call) -> JSON:
     """Take permissions from a key."""
     key = _key_to_update(call)
     services.remove_permissions(key, call.body["permissions"], actor=call.actor)
-    return _show_permissions(key.permissions.order_by("slug"))
+    return show_permissions(key.permissions.order_by("slug"))
 
 
 @route(
@@ -515,7 +484,7 @@ def set_permissions(call: Call) -> JSON:
     key = _key_to_update(call)
     _authorize_new_permissions(call, call.body["permissions"])
     services.set_permissions(key, call.body["permissions"], actor=call.actor)
-    return _show_permissions(key.permissions.order_by("slug"))
+    return show_permissions(key.permissions.order_by("slug"))
 
 
 @route(
@@ -529,7 +498,7 @@ def add_roles(call: Call) -> JSON:
     """Give a key roles by name."""
     key = _key_to_update(call)
     services.add_roles(key, call.body["roles"], actor=call.actor)
-    return _show_roles(key)
+    return show_roles(key.roles.order_by("name"))
 
 
 @route(
@@ -543,7 +512,7 @@ def remove_roles(call: Call) -> JSON:
     """Take roles from a key."""
     key = _key_to_update(call)
     services.remove_roles(key, call.body["roles"], actor=call.actor)
-    return _show_roles(key)
+    return show_roles(key.roles.order_by("name"))
 
 
 @route(
@@ -557,7 +526,7 @@ def set_roles(call: Call) -> JSON:
     """Give a key exactly these roles."""
     key = _key_to_update(call)
     services.set_roles(key, call.body["roles"], actor=call.actor)
-    return _show_roles(key)
+    return show_roles(key.roles.order_by("name"))
 
 
 def _about(key: Key) -> dict[str, str]:
@@ -582,14 +551,10 @@ def _expect_recoverable(store_encrypted_keys: bool) -> None:
         raise errors.PreconditionFailed("This API does not keep keys in a recoverable form.")
 
 
-def _fault(message: str, where: str, fix: str = "") -> errors.Fault:
-    return errors.InvalidInput(message, violations=(Violation(message, where, fix),))
-
-
 def _refill(body: dict[str, Any]) -> Refill:
     interval, day = body["interval"], body.get("refillDay")
     if interval == "monthly" and day is None:
-        raise _fault(
+        raise fault(
             "refillDay is required for a monthly refill",
             "body.credits.refill.refillDay",
             "Give a day, 1 to 31.",
@@ -601,7 +566,7 @@ def _new_credits(body: dict[str, Any]) -> Credits:
     if "refill" not in body:
         return Credits(body["remaining"])
     if body["remaining"] is None:
-        raise _fault("a refill needs a finite balance", "body.credits.remaining", "Give a number of credits.")
+        raise fault("a refill needs a finite balance", "body.credits.remaining", "Give a number of credits.")
     return Credits(body["remaining"], _refill(body["refill"]))
 
 
@@ -612,18 +577,9 @@ def _changed_credits(body: dict[str, Any] | None) -> dict[str, Any]:
     if "refill" in body:
         refill = body["refill"]
         if refill is not None and refill["interval"] == "daily" and "refillDay" in refill:
-            raise _fault("a daily refill has no refillDay", "body.credits.refill.refillDay", "Leave it out.")
+            raise fault("a daily refill has no refillDay", "body.credits.refill.refillDay", "Leave it out.")
         changed["refill"] = None if refill is None else _refill(refill)
     return changed
-
-
-def _limits(body: Sequence[dict[str, Any]]) -> list[NamedLimit]:
-    seen: set[str] = set()
-    for index, one in enumerate(body):
-        if one["name"] in seen:
-            raise _fault(f"the rate limit {one['name']} is given twice", f"body.ratelimits[{index}].name")
-        seen.add(one["name"])
-    return [NamedLimit(one["name"], one["limit"], one["duration"], one["autoApply"]) for one in body]
 
 
 def _show_key(key: Key, *, decrypt: bool = False) -> dict[str, Any]:
@@ -663,8 +619,8 @@ def _shown(key: Key, balances: dict[str, int], *, decrypt: bool) -> dict[str, An
     if credits := _show_credits(key, balances):
         shown["credits"] = credits
     if key.identity and not key.identity.deleted_at:
-        shown["identity"] = _show_identity(key.identity)
-    if ratelimits := _show_ratelimits(key.ratelimits.all()):
+        shown["identity"] = show_identity(key.identity)
+    if ratelimits := show_ratelimits(key.ratelimits.all()):
         shown["ratelimits"] = ratelimits
     if decrypt and (plaintext := _plaintext(key)) is not None:
         shown["plaintext"] = plaintext
@@ -690,43 +646,3 @@ def _show_credits(key: Key, balances: dict[str, int]) -> dict[str, Any] | None:
             refill["refillDay"] = key.refill_day
         shown["refill"] = refill
     return shown
-
-
-def _show_identity(identity: Identity) -> dict[str, Any]:
-    shown: dict[str, Any] = {"id": identity.id, "externalId": identity.external_id}
-    if identity.meta:
-        shown["meta"] = identity.meta
-    if ratelimits := _show_ratelimits(identity.ratelimits.all()):
-        shown["ratelimits"] = ratelimits
-    return shown
-
-
-def _show_ratelimits(rows: Iterable[Ratelimit]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": row.id,
-            "name": row.name,
-            "limit": row.limit,
-            "duration": row.duration_ms,
-            "autoApply": row.auto_apply,
-        }
-        for row in rows
-    ]
-
-
-def _show_permissions(rows: Iterable[Permission]) -> list[Any]:
-    return [
-        {"id": row.id, "name": row.name, "slug": row.slug}
-        | ({"description": row.description} if row.description else {})
-        for row in rows
-    ]
-
-
-def _show_roles(key: Key) -> list[Any]:
-    roles: Iterable[Role] = key.roles.prefetch_related("permissions").order_by("name")
-    return [
-        {"id": role.id, "name": role.name}
-        | ({"description": role.description} if role.description else {})
-        | ({"permissions": shown} if (shown := _show_permissions(role.permissions.all())) else {})
-        for role in roles
-    ]

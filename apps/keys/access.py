@@ -1,0 +1,146 @@
+"""Writes of permissions and roles.
+
+What a permission or a role means to edges is part of the keys and roles that hold it: those are stamped
+with one version when it goes. Their rows are locked before the stream, as in `services`.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.db import IntegrityError, transaction
+from django.db.models import QuerySet
+
+from apps.audit import services as audit
+from apps.cluster import versions
+from apps.keys.models import Key, Permission, Role
+from apps.keys.queries import permission_not_found, role_not_found
+from apps.keys.services import ensure_permissions
+from apps.workspaces.models import shard_of
+from unkey import clock, errors
+from unkey.actors import Actor
+
+
+def create_permission(
+    workspace_id: str, name: str, slug: str, *, description: str = "", actor: Actor
+) -> Permission:
+    """Make a permission.
+
+    Raises:
+        PermissionAlreadyExists: there is one of this slug.
+    """
+    permission = Permission(workspace_id=workspace_id, name=name, slug=slug, description=description)
+    try:
+        with transaction.atomic():
+            permission.save(force_insert=True)
+            audit.record("permission.create", actor=actor, workspace_id=workspace_id, targets=[permission])
+    except IntegrityError:
+        raise errors.PermissionAlreadyExists(f"A permission with the slug '{slug}' already exists.") from None
+    return permission
+
+
+def delete_permission(permission: Permission, *, actor: Actor) -> None:
+    """Delete a permission: no key and no role has it any more, at every edge within a second.
+
+    Raises:
+        PermissionNotFound: it was deleted already.
+    """
+    with transaction.atomic():
+        _stamp(
+            permission.workspace_id,
+            Key.permissions.through._default_manager.filter(permission=permission),
+            Role.permissions.through._default_manager.filter(permission=permission),
+        )
+        found = Permission.objects.select_for_update().filter(pk=permission.pk).first()
+        if found is None:
+            raise permission_not_found(permission.slug)
+        audit.record("permission.delete", actor=actor, workspace_id=found.workspace_id, targets=[found])
+        found.delete()
+
+
+def create_role(
+    workspace_id: str,
+    name: str,
+    *,
+    description: str = "",
+    permissions: Sequence[str] = (),
+    actor: Actor,
+) -> Role:
+    """Make a role.
+
+    Args:
+        permissions: slugs; those that do not exist are made.
+
+    Raises:
+        RoleAlreadyExists: there is one of this name.
+    """
+    role = Role(workspace_id=workspace_id, name=name, description=description, shard=shard_of(workspace_id))
+    try:
+        with transaction.atomic():
+            versions.stamp(role)
+            role.save(force_insert=True)
+            audit.record("role.create", actor=actor, workspace_id=workspace_id, targets=[role])
+            _connect(role, ensure_permissions(workspace_id, permissions, actor), actor)
+    except IntegrityError:
+        raise errors.RoleAlreadyExists(f"A role with the name '{name}' already exists.") from None
+    return role
+
+
+def delete_role(role: Role, *, actor: Actor) -> None:
+    """Delete a role: no key has it any more, at every edge within a second.
+
+    Raises:
+        RoleNotFound: it was deleted already.
+    """
+    with transaction.atomic():
+        links = Key.roles.through._default_manager.filter(role=role)
+        _stamp(role.workspace_id, links, links)
+        found = Role.objects.select_for_update().filter(pk=role.pk).first()
+        if found is None:
+            raise role_not_found(role.name)
+        audit.record("role.delete", actor=actor, workspace_id=found.workspace_id, targets=[found])
+        found.delete()
+
+
+def set_role_permissions(role: Role, slugs: Sequence[str], *, actor: Actor) -> None:
+    """Give a role exactly these permissions; those that do not exist are made.
+
+    Raises:
+        RoleNotFound: it was deleted.
+    """
+    with transaction.atomic():
+        found = Role.objects.select_for_update().filter(pk=role.pk).first()
+        if found is None:
+            raise role_not_found(role.name)
+        versions.stamp(found)
+        found.updated_at = clock.now()
+        found.save(update_fields=["version", "updated_at"])
+        wanted = ensure_permissions(found.workspace_id, slugs, actor)
+        kept = {row.pk for row in wanted}
+        held = list(found.permissions.all())
+        removed = [row for row in held if row.pk not in kept]
+        if removed:
+            found.permissions.remove(*removed)
+            _tell("authorization.disconnect_role_and_permissions", found, removed, actor)
+        had = {row.pk for row in held}
+        _connect(found, [row for row in wanted if row.pk not in had], actor)
+
+
+def _connect(role: Role, permissions: Sequence[Permission], actor: Actor) -> None:
+    if permissions:
+        role.permissions.add(*permissions)
+        _tell("authorization.connect_role_and_permission", role, permissions, actor)
+
+
+def _tell(event: str, role: Role, permissions: Iterable[Permission], actor: Actor) -> None:
+    audit.record(event, actor=actor, workspace_id=role.workspace_id, targets=[role, *permissions])
+
+
+def _stamp(workspace_id: str, keys: "QuerySet[Any]", roles: "QuerySet[Any]") -> None:
+    """Give keys and roles, named by their links, one new version of the workspace's stream."""
+    holders: list[tuple[Any, Any]] = [(Key, keys.values("key_id")), (Role, roles.values("role_id"))]
+    for model, ids in holders:
+        list(model.objects.filter(pk__in=ids).order_by("pk").select_for_update().values_list("pk"))
+    version = versions.next_version(f"keys:{shard_of(workspace_id)}")
+    for model, ids in holders:
+        # What has come since is caught here: nothing more can come while the stream is held.
+        model.objects.filter(pk__in=ids).update(version=version)

@@ -1,0 +1,197 @@
+"""Operations on permissions and roles: `permissions.*`."""
+
+from collections.abc import Sequence
+
+from apps.keys import access, queries
+from apps.keys.api.keys import CREATE_PERMISSION
+from apps.keys.api.shapes import (
+    KEY_ID,
+    NOTHING,
+    PERMISSION,
+    ROLE,
+    ROLE_NAME,
+    SLUG,
+    show_permissions,
+    show_roles,
+)
+from apps.keys.models import Permission, Role
+from unkey import errors
+from unkey.rpc.authorization import T
+from unkey.rpc.call import Call, Page, paginate
+from unkey.rpc.routes import JSON, route
+from unkey.rpc.schema import array, integer, obj, optional, string
+from unkey.search import containing
+
+DESCRIPTION = optional(string(0, 512))
+LISTING = obj(
+    {
+        "limit": optional(integer(1, 100), default=100),
+        "cursor": optional(string(0, 1024)),
+        "search": optional(string(0, 256)),
+    }
+)
+
+
+@route(
+    "permissions.createPermission",
+    request=obj({"name": string(1, 512), "slug": SLUG, "description": DESCRIPTION}),
+    response=obj({"permissionId": KEY_ID}),
+    permission=T("rbac.*.create_permission"),
+    errors=[errors.PermissionAlreadyExists],
+)
+def create_permission(call: Call) -> JSON:
+    """Make a permission."""
+    body = call.body
+    permission = access.create_permission(
+        call.workspace_id,
+        body["name"],
+        body["slug"],
+        description=body.get("description", ""),
+        actor=call.actor,
+    )
+    return {"permissionId": permission.id}
+
+
+@route(
+    "permissions.getPermission",
+    request=obj({"permission": SLUG}),
+    response=PERMISSION,
+    permission=T("rbac.*.read_permission"),
+    errors=[errors.PermissionNotFound],
+)
+def get_permission(call: Call) -> JSON:
+    """Return a permission by its id or slug."""
+    call.authorize()
+    return show_permissions([queries.get_permission(call.body["permission"])])[0]
+
+
+@route(
+    "permissions.listPermissions",
+    request=LISTING,
+    response=array(PERMISSION, most=1000),
+    permission=T("rbac.*.read_permission"),
+    paginated=True,
+)
+def list_permissions(call: Call) -> Page:
+    """List the permissions, ordered by id."""
+    call.authorize()
+    rows = Permission.objects.all()
+    if search := call.body.get("search"):
+        rows = rows.filter(containing(search, "id", "name", "slug", "description"))
+    return paginate(rows, call.body, show_permissions)
+
+
+@route(
+    "permissions.deletePermission",
+    request=obj({"permission": SLUG}),
+    response=NOTHING,
+    permission=T("rbac.*.delete_permission"),
+    errors=[errors.PermissionNotFound],
+)
+def delete_permission(call: Call) -> JSON:
+    """Delete a permission; no key and no role has it any more."""
+    call.authorize()
+    access.delete_permission(queries.get_permission(call.body["permission"]), actor=call.actor)
+    return {}
+
+
+@route(
+    "permissions.createRole",
+    request=obj(
+        {"name": ROLE_NAME, "description": DESCRIPTION, "permissions": optional(array(SLUG, most=1000))}
+    ),
+    response=obj({"roleId": KEY_ID}),
+    permission=T("rbac.*.create_role"),
+    errors=[errors.RoleAlreadyExists],
+)
+def create_role(call: Call) -> JSON:
+    """Make a role; permissions that do not exist are made."""
+    call.authorize()
+    body = call.body
+    slugs = _distinct(body.get("permissions", []))
+    if slugs:
+        call.authorize(T("rbac.*.add_permission_to_role"))
+        _authorize_new(call, slugs)
+    role = access.create_role(
+        call.workspace_id,
+        body["name"],
+        description=body.get("description", ""),
+        permissions=slugs,
+        actor=call.actor,
+    )
+    return {"roleId": role.id}
+
+
+@route(
+    "permissions.getRole",
+    request=obj({"role": ROLE_NAME}),
+    response=ROLE,
+    permission=T("rbac.*.read_role"),
+    errors=[errors.RoleNotFound],
+)
+def get_role(call: Call) -> JSON:
+    """Return a role by its id or name."""
+    call.authorize()
+    return show_roles([queries.get_role(call.body["role"])])[0]
+
+
+@route(
+    "permissions.listRoles",
+    request=LISTING,
+    response=array(ROLE, most=1000),
+    permission=T("rbac.*.read_role"),
+    paginated=True,
+)
+def list_roles(call: Call) -> Page:
+    """List the roles with their permissions, ordered by id."""
+    call.authorize()
+    rows = Role.objects.prefetch_related("permissions")
+    if search := call.body.get("search"):
+        rows = rows.filter(containing(search, "id", "name", "description"))
+    return paginate(rows, call.body, show_roles)
+
+
+@route(
+    "permissions.deleteRole",
+    request=obj({"role": ROLE_NAME}),
+    response=NOTHING,
+    permission=T("rbac.*.delete_role"),
+    errors=[errors.RoleNotFound],
+)
+def delete_role(call: Call) -> JSON:
+    """Delete a role; no key has it any more."""
+    call.authorize()
+    access.delete_role(queries.get_role(call.body["role"]), actor=call.actor)
+    return {}
+
+
+@route(
+    "permissions.setRolePermissions",
+    request=obj(
+        {"roleId": string(3, 255, pattern=r"^[a-zA-Z0-9_-]+$"), "permissions": array(SLUG, most=1000)}
+    ),
+    response=array(PERMISSION),
+    permission=T("rbac.*.add_permission_to_role") & T("rbac.*.remove_permission_from_role"),
+    errors=[errors.RoleNotFound],
+)
+def set_role_permissions(call: Call) -> JSON:
+    """Give a role exactly these permissions; those that do not exist are made."""
+    call.authorize()
+    role = Role.objects.filter(pk=call.body["roleId"]).first()
+    if role is None:
+        raise queries.role_not_found(call.body["roleId"])
+    slugs = _distinct(call.body["permissions"])
+    _authorize_new(call, slugs)
+    access.set_role_permissions(role, slugs, actor=call.actor)
+    return show_permissions(role.permissions.order_by("slug"))
+
+
+def _distinct(slugs: Sequence[str]) -> list[str]:
+    """Return slugs once each, whatever their case; the first spelling stays."""
+    return list({slug.lower(): slug for slug in reversed(slugs)}.values())[::-1]
+
+
+def _authorize_new(call: Call, slugs: Sequence[str]) -> None:
+    known = Permission.objects.filter(slug__in=slugs).values_list("slug", flat=True)
+    if set(slugs).difference(known):
+        call.authorize(CREATE_PERMISSION)
