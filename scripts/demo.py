@@ -95,10 +95,16 @@ def expect(condition: bool, message: str) -> None:
 
 
 class System:
-    """The platform: `manage.py up` as a child process, with its ports and a root key."""
+    """The platform: `manage.py up` as a child process, with its ports and a root key.
 
-    def __init__(self, var: Path) -> None:
+    Args:
+        var: its folder.
+        arguments: of `up`.
+    """
+
+    def __init__(self, var: Path, *arguments: str) -> None:
         self.var = var
+        self.arguments = arguments
         self.environ = {**os.environ, "UNKEY_VAR": str(var)}
         if any(_taken(int(self.environ.get(name, default))) for name, default in PORT_SETTINGS.items()):
             self.environ.setdefault("PORTS", "auto")
@@ -125,7 +131,7 @@ class System:
         (run / "ports.json").unlink(missing_ok=True)
         with (self.var / "up.log").open("a") as log:
             self.process = subprocess.Popen(
-                [PYTHON, "manage.py", "up"],
+                [PYTHON, "manage.py", "up", *self.arguments],
                 cwd=ROOT,
                 env=self.environ,
                 stdout=log,
