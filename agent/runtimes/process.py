@@ -89,7 +89,6 @@ class Instance:
     folder: Path
     child: "subprocess.Popen[bytes] | None" = None
     ended: str = ""
-    memory_looked_at: float = 0.0
     sizes: "deque[tuple[int, int]]" = field(default_factory=lambda: deque(maxlen=5000))
 
     @property
@@ -118,6 +117,9 @@ class ProcessRuntime:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._environments = Environments(root / "environments")
         self._known: dict[str, Instance] = {}
+        self._used: dict[Identity, Usage] = {}
+        self._used_at = -MEMORY_LOOK_SECONDS
+        self._looking = asyncio.Lock()
         self._fetching: dict[str, asyncio.Lock] = {}
 
     async def recover(self) -> list[Observed]:
@@ -190,8 +192,7 @@ class ProcessRuntime:
         self._mark(instance)
         process = record.process
         alive = not instance.ended and process is not None and processes.is_alive(process)
-        if alive and time.monotonic() - instance.memory_looked_at > MEMORY_LOOK_SECONDS:
-            instance.memory_looked_at = time.monotonic()
+        if alive:
             alive = await self._within_memory(instance)
         if not alive and not instance.ended:
             instance.ended = await _how_it_ended(instance.child)
@@ -206,14 +207,18 @@ class ProcessRuntime:
     async def usage(self) -> dict[str, Usage]:
         """See `Runtime.usage`."""
         running = {
-            name: (instance.record.process, self._marked(name))
+            name: (process, self._marked(name))
             for name, instance in self._known.items()
-            if not instance.ended and instance.record.process is not None
+            if not instance.ended and (process := instance.record.process) is not None
         }
         if not running:
             return {}
         found = await asyncio.to_thread(processes.usage, running)
-        return {name: Usage(seconds, octets) for name, (seconds, octets) in found.items()}
+        usage = {name: Usage(seconds, octets) for name, (seconds, octets) in found.items()}
+        # By process, not by name: what was started anew meanwhile must not answer for what ran before.
+        self._used = {running[name][0]: used for name, used in usage.items()}
+        self._used_at = time.monotonic()
+        return usage
 
     async def connections(self, name: str) -> int:
         """See `Runtime.connections`."""
@@ -398,11 +403,15 @@ class ProcessRuntime:
 
     async def _within_memory(self, instance: Instance) -> bool:
         record = instance.record
-        pids = await asyncio.to_thread(processes.members, record.process, self._marked(record.name))
-        used = processes.resident_octets(pids)
-        if used <= record.memory_mib * 1024 * 1024:
+        async with self._looking:
+            if time.monotonic() - self._used_at > MEMORY_LOOK_SECONDS:
+                await self.usage()  # of all of them at once
+        used = self._used.get(record.process) if record.process is not None else None
+        if used is None or used.memory_octets <= record.memory_mib * 1024 * 1024:
             return True
-        instance.ended = f"it used {used // 1024 // 1024} MiB of memory; {record.memory_mib} MiB are allowed"
+        instance.ended = (
+            f"it used {used.memory_octets // 1024 // 1024} MiB of memory; {record.memory_mib} MiB are allowed"
+        )
         await self._end_all(record.process, record.name, signal.SIGKILL, 1.0)
         return False
 

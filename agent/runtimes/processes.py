@@ -134,18 +134,6 @@ def connections(port: int) -> int:
     return count
 
 
-def resident_octets(pids: Iterable[int]) -> int:
-    """Return the memory that processes hold together; pages that they share are counted for each."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total = 0
-    for pid in pids:
-        try:
-            total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page
-        except (OSError, IndexError):
-            continue
-    return total
-
-
 @dataclass(frozen=True, slots=True)
 class _Stat:
     state: str
