@@ -70,8 +70,8 @@ def promote(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
 
 
 def stop(client: Client, options: argparse.Namespace, terminal: Terminal) -> int:
-    """Stop a preview: the one named, else the newest that is ready."""
-    target = _target(client, options, terminal, ["ready"], "can be stopped", "stop")
+    """Stop a preview for good, also one that sleeps: the one named, else the newest that can be stopped."""
+    target = _target(client, options, terminal, ["ready", "stopped"], "can be stopped", "stop")
     if not target:
         return FAILED
     client.call("deployments.stopDeployment", {"deploymentId": target})

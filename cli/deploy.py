@@ -84,7 +84,7 @@ def _follow(
                 shown.add(step["step"])
                 _show(step, terminal)
         waits = _waits(progress)
-        if waits != queued:
+        if waits and waits != queued:
             queued = waits
             terminal.line(f"  {terminal.paint('…', 'yellow')} {waits}")
         if deployment["status"] == "ready" and ready_at is None:

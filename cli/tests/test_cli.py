@@ -263,7 +263,8 @@ def test_stop_takes_the_newest_that_can_be_stopped_and_waits_until_it_is(
     }
     done = unkey("stop", "--project", "abc", "--url", server.url, UNKEY_ROOT_KEY="k")
     assert (done.returncode, done.stdout.strip()) == (0, "✓ d_preview is stopped"), done.stderr
-    assert server.asked[0][2] == {"project": "abc", "app": "default", "status": ["ready"], "limit": 100}
+    asked = {"project": "abc", "app": "default", "status": ["ready", "stopped"], "limit": 100}
+    assert server.asked[0][2] == asked
 
 
 def test_a_start_that_fails_says_why(server: Server, unkey: Unkey) -> None:
@@ -316,8 +317,8 @@ def test_whoever_redeploys_sees_how_many_build_before_and_why_it_ended(server: S
     queued = {"step": "queued", "startedAt": 1}
     waiting = {**queued, "message": "waiting for a build slot: 2 before you"}
     given_up = {**queued, "endedAt": 5, "error": "superseded by newer commit"}
-    steps = [[waiting], [waiting], [given_up]]
-    statuses = ["pending", "pending", "superseded"]
+    steps = [[waiting], [waiting], [queued], [given_up]]
+    statuses = ["pending", "pending", "pending", "superseded"]
     server.answers |= {
         "deployments.redeployDeployment": data({"deploymentId": "d_2"}),
         "deployments.getDeployment": lambda body: data({"status": statuses.pop(0), "isCurrent": False})(body),
@@ -325,7 +326,7 @@ def test_whoever_redeploys_sees_how_many_build_before_and_why_it_ended(server: S
     }
     done = unkey("redeploy", "d_1", "--force", "--url", server.url, UNKEY_ROOT_KEY="k")
     assert done.returncode == 1
-    assert done.stdout.count("waiting for a build slot: 2 before you") == 1
+    assert done.stdout.splitlines()[1:-1] == ["  … waiting for a build slot: 2 before you"]
     assert "d_2 superseded at step queued" in done.stderr
     assert "superseded by newer commit" in done.stderr
     assert server.asked[0][2] == {"deploymentId": "d_1", "force": True}
@@ -335,3 +336,21 @@ def test_the_command_imports_neither_django_nor_the_packer_at_start() -> None:
     code = "import sys, cli.main; print([m for m in ('django', 'celery', 'apps', 'pathspec', 'httpx') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_ps_shows_how_many_instances_run_and_how_often_they_were_started_again(
+    server: Server, unkey: Unkey
+) -> None:
+    row = {"status": "ready", "isCurrent": True, "environment": "production", "createdAt": 0}
+    rows = [
+        {**row, "id": "d_new", "instances": {"running": 2, "total": 3, "restarts": 7}},
+        {**row, "id": "d_old", "isCurrent": False},
+    ]
+    server.answers["deployments.listDeployments"] = data(rows, pagination={"hasMore": False})
+    done = unkey("ps", "--project", "abc", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    (new,) = [words for words in lines if "d_new" in words]
+    (old,) = [words for words in lines if "d_old" in words]
+    assert new[1:6] == ["d_new", "ready", "production", "2/3", "7"]
+    assert old[:3] == ["d_old", "ready", "production"]
