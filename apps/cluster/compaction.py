@@ -69,6 +69,20 @@ def remove_topologies(deployment_ids: Collection[str]) -> bool:
     return not rows.exists()
 
 
+def remove_instances(deployment_ids: Collection[str]) -> bool:
+    """Remove instances of deployments that are gone, where every edge knows it; whether none is left."""
+    rows = Instance.objects.filter(deployment_id__in=deployment_ids)
+    _compact("instances", lambda: rows.filter(status=Instance.Status.GONE))
+    return not rows.exists()
+
+
+def remove_routes(environment_ids: Collection[str]) -> bool:
+    """Remove deleted routes of environments, where every edge knows it; whether none is left."""
+    rows = FrontlineRoute.objects.filter(environment_id__in=environment_ids)
+    _compact("routes", lambda: rows.exclude(deleted_at=None))
+    return not rows.exists()
+
+
 def _ended_instances(before: datetime) -> QuerySet[Any]:
     return Instance.objects.filter(status=Instance.Status.GONE, updated_at__lt=before)
 

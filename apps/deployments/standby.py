@@ -94,6 +94,7 @@ def wake_on_request(deployment_id: str, sleep: int, *, edge: str) -> Wake:
             return Wake(Answer.WAKING)
         workspace = deployment.workspace
         closed = not workspace.enabled or workspace.suspended_at or app.deleting_at or app.project.deleting_at
+        closed = closed or deployment.environment.deleting_at
         if deployment.asleep_since is None or closed:
             return Wake(Answer.STOPPED)
         if not Sentinel.objects.filter(deployment=deployment, version=sleep).exists():

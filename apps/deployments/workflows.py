@@ -522,6 +522,8 @@ def _alive(run: Run) -> Deployment:
         raise Terminal(deployment.status, f"The deployment has been {deployment.status} meanwhile.")
     if deployment.app.deleting_at or deployment.project.deleting_at:
         raise Terminal(Status.CANCELLED, "The app was deleted.")
+    if deployment.environment.deleting_at:
+        raise Terminal(Status.CANCELLED, "The environment was deleted.")
     return deployment
 
 

@@ -381,6 +381,28 @@ def list_environments(call: Call) -> JSON:
 
 
 @route(
+    "environments.deleteEnvironment",
+    request=obj(_ENVIRONMENT_NAMES),
+    response=_NOTHING,
+    permission=T("app.{app}.delete_app") | U("projects/{project}/apps/{app}#delete_app"),
+    status=202,
+    errors=[
+        errors.ProjectNotFound,
+        errors.AppNotFound,
+        errors.EnvironmentNotFound,
+        errors.ProtectedResource,
+    ],
+)
+def delete_environment(call: Call) -> JSON:
+    """Delete an environment with its deployments; what runs is taken down in the background."""
+    body = call.body
+    found = queries.find_environment(body["project"], body["app"], body["environment"])
+    call.authorize(project=found.app.project_id, app=found.app_id)
+    services.delete_environment(found, actor=call.actor)
+    return {}
+
+
+@route(
     "environments.listEnvironmentVariables",
     request=obj(
         {
@@ -483,6 +505,7 @@ _SETTINGS: dict[str, Schema] = {
     "openapiSpecPath": nullable(string(1, 512, pattern=_PATH)),
     "regions": array(REGION, least=1, most=5),
     "refuseBreakingChanges": boolean(),
+    "deleteProtection": boolean(),
 }
 
 
@@ -524,6 +547,7 @@ def update_settings(call: Call) -> JSON:
         upstream_protocol="upstreamProtocol",
         openapi_spec_path="openapiSpecPath",
         refuse_breaking_changes="refuseBreakingChanges",
+        delete_protection="deleteProtection",
     )
     services.update_settings(environment, changes, actor=call.actor, **others)
     return {}

@@ -73,6 +73,7 @@ class Environment(Tenant):
     description = models.CharField(max_length=255, blank=True)
     kind = models.CharField(max_length=16, choices=Kind.choices)
     delete_protection = models.BooleanField(default=False)
+    deleting_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     port = models.PositiveIntegerField(default=8080)
     cpu_millicores = models.PositiveIntegerField(default=250)

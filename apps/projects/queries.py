@@ -57,7 +57,7 @@ def environments(app: App) -> "QuerySet[Environment]":
     """Return the environments of an app with their regions, production first."""
     regions = EnvironmentRegion.objects.select_related("region").order_by("region__name")
     return (
-        Environment.objects.filter(app=app)
+        Environment.objects.filter(app=app, deleting_at=None)
         .select_related("app__project")
         .prefetch_related(Prefetch("regions", queryset=regions))
         .order_by("-kind", "id")

@@ -1,7 +1,7 @@
 """Writes of projects, apps, environments and variables."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -10,7 +10,7 @@ from django.db import IntegrityError, transaction
 from apps.audit import services as audit
 from apps.cluster.models import Region
 from apps.projects.models import App, Environment, EnvironmentRegion, EnvironmentVariable, Project
-from apps.projects.workflows import DeleteApp, DeleteProject
+from apps.projects.workflows import DeleteApp, DeleteEnvironment, DeleteProject
 from apps.quota.models import Limits
 from apps.vault import services as vault
 from apps.workflows.engine import start
@@ -110,9 +110,10 @@ def delete_project(project: Project, *, actor: Actor) -> None:
         row.deleting_at = now
         row.save(update_fields=["deleting_at"])
         App.objects.filter(project=row, deleting_at=None).update(deleting_at=now)
+        Environment.objects.filter(app__project=row, deleting_at=None).update(deleting_at=now)
         start(
             DeleteProject,
-            {"project_id": row.id},
+            {"project_id": row.id, "actor": _said(actor)},
             idempotency_key=f"delete:{row.id}",
             workspace_id=row.workspace_id,
         )
@@ -185,13 +186,38 @@ def delete_app(app: App, *, actor: Actor) -> None:
             raise errors.ProtectedResource("The app is protected against deletion.")
         row.deleting_at = clock.now()
         row.save(update_fields=["deleting_at"])
+        Environment.objects.filter(app=row, deleting_at=None).update(deleting_at=row.deleting_at)
         start(
             DeleteApp,
-            {"project_id": row.project_id, "app_id": row.id},
+            {"project_id": row.project_id, "app_id": row.id, "actor": _said(actor)},
             idempotency_key=f"delete:{row.id}",
             workspace_id=row.workspace_id,
         )
         audit.record("app.delete", actor=actor, workspace_id=row.workspace_id, targets=[row])
+
+
+def delete_environment(environment: Environment, *, actor: Actor) -> None:
+    """Take an environment out of sight, and tear it down in a workflow; its app stays.
+
+    Raises:
+        errors.ProtectedResource: it is protected against deletion.
+        errors.EnvironmentNotFound: it is already being deleted.
+    """
+    with transaction.atomic():
+        # The app first, as everywhere: what deploys holds it.
+        app = _locked_app(environment.app, missing=errors.EnvironmentNotFound)
+        row = _locked_environment(environment)
+        if row.delete_protection:
+            raise errors.ProtectedResource("The environment is protected against deletion.")
+        row.deleting_at = clock.now()
+        row.save(update_fields=["deleting_at"])
+        start(
+            DeleteEnvironment,
+            {"project_id": app.project_id, "environment_id": row.id, "actor": _said(actor)},
+            idempotency_key=f"delete:{row.id}",
+            workspace_id=row.workspace_id,
+        )
+        audit.record("environment.delete", actor=actor, workspace_id=row.workspace_id, targets=[row])
 
 
 def set_variables(
@@ -337,15 +363,20 @@ def _locked_project(project: Project) -> Project:
     return row
 
 
-def _locked_app(app: App) -> App:
+def _locked_app(app: App, *, missing: type[errors.Fault] = errors.AppNotFound) -> App:
     row = App.objects.select_for_update().filter(pk=app.pk, deleting_at=None).first()
     if row is None:
-        raise errors.AppNotFound("The requested app does not exist.")
+        what = "app" if missing is errors.AppNotFound else "environment"
+        raise missing(f"The requested {what} does not exist.")
     return row
 
 
+def _said(actor: Actor) -> dict[str, str]:
+    return {name: str(value) for name, value in asdict(actor).items()}
+
+
 def _locked_environment(environment: Environment) -> Environment:
-    row = Environment.objects.select_for_update().filter(pk=environment.pk).first()
+    row = Environment.objects.select_for_update().filter(pk=environment.pk, deleting_at=None).first()
     if row is None:
         raise errors.EnvironmentNotFound("The requested environment does not exist.")
     return row

@@ -1,0 +1,5 @@
+"""The platform of the deployments' tests: deletion takes down what they make."""
+
+from apps.deployments.tests.conftest import platform, programs
+
+__all__ = ["platform", "programs"]
