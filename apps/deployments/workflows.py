@@ -15,10 +15,18 @@ from apps.builds import detection, slots
 from apps.cluster.models import Region
 from apps.cluster.queries import edges_applied
 from apps.cluster.versions import stamp
-from apps.deployments import compatibility, desired_state, gates, lifecycle, logs, queries, specification
+from apps.deployments import (
+    capacity,
+    compatibility,
+    desired_state,
+    gates,
+    lifecycle,
+    logs,
+    queries,
+    specification,
+)
 from apps.deployments.models import Deployment, Instance, OpenapiSpec, Topology
 from apps.projects.models import App
-from apps.quota.models import Limits
 from apps.routing import services as routing
 from apps.routing.models import FrontlineRoute
 from apps.workflows.engine import JSON, Run, Terminal, Wait, Workflow, call, step
@@ -138,9 +146,11 @@ def create_topologies(run: Run) -> JSON:
             "no_schedulable_regions",
             "No regions configured. Please configure at least one region before deploying.",
         )
-    limits = _limits(deployment.workspace_id)
-    replicas = {region.name: _replicas(wanted[region.name], limits.replicas_max) for region in regions}
-    _check_quota(deployment, limits, sum(most for _, most in replicas.values()))
+    limits = capacity.lock_limits(deployment.workspace_id)
+    replicas = {
+        region.name: capacity.replicas(wanted[region.name], limits.replicas_max) for region in regions
+    }
+    capacity.check_quota(deployment, limits, sum(most for _, most in replicas.values()))
     for region in regions:
         least, most = replicas[region.name]
         topology = Topology(
@@ -548,35 +558,6 @@ def _describe(plan: dict[str, Any] | None) -> str:
     command = plan["command"]
     line = command[2] if command[:2] == ["/bin/sh", "-c"] else shlex.join(command)
     return f"{plan['kind']}: {line}"
-
-
-def _replicas(row: dict[str, Any], limit: int) -> tuple[int, int]:
-    least = min(max(int(row["min"]), 1), limit)
-    return least, min(max(int(row["max"]), least), limit)
-
-
-def _limits(workspace_id: str) -> Limits:
-    # Held, so that two projects of a workspace do not both take what is left.
-    found = Limits.objects.select_for_update().filter(pk=workspace_id).first()
-    return found or Limits(workspace_id=workspace_id)
-
-
-def _check_quota(deployment: Deployment, limits: Limits, replicas: int) -> None:
-    running = Topology.objects.filter(
-        deployment__workspace_id=deployment.workspace_id, desired_status=State.RUNNING
-    ).select_related("deployment")
-    shares = [(row.deployment.settings, row.replicas_max) for row in running]
-    shares.append((deployment.settings, replicas))
-    for name, setting, limit in (
-        ("CPU", "cpuMillicores", limits.cpu_millicores_max),
-        ("Memory", "memoryMib", limits.memory_mib_max),
-        ("Storage", "storageMib", limits.storage_mib_max),
-    ):
-        if sum(settings[setting] * count for settings, count in shares) > limit:
-            raise Terminal(
-                f"{name.lower()}_quota_exceeded",
-                f"We are unable to deploy this application as you have exceeded your {name} quota.",
-            )
 
 
 def _until_instances_change(deployment: Deployment) -> Wait:

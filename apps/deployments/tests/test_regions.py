@@ -1,9 +1,12 @@
 """Where a deployment runs, how many instances of it, and when that is enough."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from apps.cluster.models import Region
 from apps.deployments import services
+from apps.deployments.capacity import replicas
 from apps.deployments.models import Topology
 from apps.deployments.tests.conftest import Platform
 from apps.projects.models import EnvironmentRegion
@@ -13,9 +16,17 @@ from unkey.env import env
 pytestmark = pytest.mark.django_db
 
 
-def settings(platform: Platform, **replicas: tuple[int, int]) -> None:
+@given(st.integers(-5, 50), st.integers(-5, 50), st.integers(0, 20))
+def test_there_is_always_one_and_never_more_than_the_limit(least: int, most: int, limit: int) -> None:
+    fewest, greatest = replicas({"min": least, "max": most}, limit)
+    assert 1 <= fewest <= greatest <= max(limit, 1)
+    if 1 <= least <= most <= limit:
+        assert (fewest, greatest) == (least, most)
+
+
+def settings(platform: Platform, **bounds: tuple[int, int]) -> None:
     """Set minimum and maximum of regions of production; those that it lacks are added."""
-    for name, (least, most) in replicas.items():
+    for name, (least, most) in bounds.items():
         if not EnvironmentRegion.objects.filter(
             environment__slug="production", region__name=name, environment__app=platform.app_row()
         ).exists():
