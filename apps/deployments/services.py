@@ -10,7 +10,7 @@ from apps.builds.models import Snapshot
 from apps.cluster import versions
 from apps.cluster.models import Region
 from apps.deployments import compatibility, gates, lifecycle, queries, workflows
-from apps.deployments.models import Deployment, Instance, Topology
+from apps.deployments.models import Deployment, Instance, ScheduledChange, Topology
 from apps.projects.models import App, Environment, EnvironmentRegion, EnvironmentVariable
 from apps.workflows.engine import notify, start
 from unkey import clock, errors, ids, snapshots
@@ -204,6 +204,24 @@ def cancel(deployment: Deployment, *, actor: Actor) -> Deployment:
             notify(lifecycle.instances_topic(deployment.id))
         audit.record(
             "deployment.cancel", actor=actor, workspace_id=deployment.workspace_id, targets=[deployment]
+        )
+    return deployment
+
+
+def cancel_scheduled_change(deployment: Deployment, *, actor: Actor) -> Deployment:
+    """Let a deployment keep running that was to go on standby.
+
+    Raises:
+        PreconditionFailed: nothing is scheduled for it.
+    """
+    with transaction.atomic():
+        lifecycle.lock_app(deployment.app_id)
+        deployment = lifecycle.lock(deployment.id)
+        if not ScheduledChange.objects.filter(deployment=deployment).exists():
+            raise errors.PreconditionFailed("No change is scheduled for the deployment.")
+        lifecycle.cancel_scheduled(deployment)
+        audit.record(
+            "deployment.keep", actor=actor, workspace_id=deployment.workspace_id, targets=[deployment]
         )
     return deployment
 

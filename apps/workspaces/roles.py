@@ -21,7 +21,6 @@ class Action(StrEnum):
     REVEAL = "read the values of variables"
     AUDIT = "read the audit log"
     MEMBERS = "manage members"
-    OWNERS = "manage owners"
     SUSPEND = "suspend or resume the workspace"
 
 

@@ -526,6 +526,19 @@ class Redeploy(ActionView):
         return Response(detail(made.id), status=201)
 
 
+class ScheduledChange(DeploymentView):
+    """The change of a deployment's desired state that is to come."""
+
+    needs = {"DELETE": Action.OPERATE}
+
+    @operation("deployments.cancelScheduledChange", answer=DeploymentDetailSerializer, body=NOTHING)
+    def delete(self, request: Request, workspace: str, deployment: str) -> Response:
+        """Let a deployment keep running that was to go on standby."""
+        NOTHING.read(request)
+        services.cancel_scheduled_change(self.deployment, actor=self.actor)
+        return Response(detail(deployment))
+
+
 class LastRequest(DeploymentView):
     """The fate of what was asked last."""
 

@@ -38,6 +38,7 @@ class PlaceSerializer(serializers.Serializer[Any]):
     name = serializers.CharField()
     slug = serializers.CharField()
     enabled = serializers.BooleanField()
+    suspendedAt = Moment(source="suspended_at", allow_null=True)
     role = serializers.ChoiceField(choices=Role.choices)
     may = serializers.ListField(child=serializers.CharField(), help_text="what the role allows")
     createdAt = Moment(source="created_at")
@@ -276,6 +277,7 @@ def _place(workspace: Workspace, role: Role) -> dict[str, Any]:
         "name": workspace.name,
         "slug": workspace.slug,
         "enabled": workspace.enabled,
+        "suspended_at": workspace.suspended_at,
         "role": role,
         "may": sorted(action.name.lower() for action in roles.ALLOWED[role]),
         "created_at": workspace.created_at,

@@ -48,6 +48,7 @@ api = [
     _workspace("deployments/<str:deployment>/cancel", deployments.Cancel),
     _workspace("deployments/<str:deployment>/approve", deployments.Approve),
     _workspace("deployments/<str:deployment>/redeploy", deployments.Redeploy),
+    _workspace("deployments/<str:deployment>/scheduled-change", deployments.ScheduledChange),
     _workspace("deployments/<str:deployment>/last-request", deployments.LastRequest),
     _workspace("deployments/<str:deployment>/openapi", deployments.Spec),
     _workspace("deployments/<str:deployment>/openapi/diff", deployments.Diff),

@@ -124,6 +124,19 @@ def test_cancel_and_redeploy(owner: Caller, platform: Platform):
     assert problem["detail"] == "The deployment is not awaiting approval: it is pending."
 
 
+def test_a_replaced_deployment_may_be_kept_running(owner: Caller, platform: Platform):
+    first, _second = platform.deploy(), platform.deploy()
+    scheduled = owner("GET", f"deployments/{first}")["scheduledChange"]
+    assert scheduled["desiredState"] == "stopped"
+    assert scheduled["dueAt"] > clock.now_ms()
+    assert owner("DELETE", f"deployments/{first}/scheduled-change")["scheduledChange"] is None
+    drain()
+    assert owner("GET", f"deployments/{first}")["desiredState"] == "running"
+    problem = owner.refused("DELETE", f"deployments/{first}/scheduled-change", status=412)
+    assert problem["detail"] == "No change is scheduled for the deployment."
+    assert entries(owner, "deployment.keep")[0].actor_name == "olga"
+
+
 def test_a_session_deploys_as_the_dashboard(owner: Caller, platform: Platform):
     client = Client()
     client.force_login(owner.user)
