@@ -35,9 +35,11 @@ POLL_SECONDS = 0.1
 TOKEN_SECONDS = 5.0
 HEARTBEAT_SECONDS = 10.0
 STALL_SECONDS = 20.0
+TICK_SECONDS = 0.25
 PAGE = 200  # rows
 CHUNK = 256 * 1024  # octets written at once, more or less
 RING_OCTETS = 8 * 1024 * 1024
+STALLED = "stalled"  # a reader that takes nothing any more
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -135,6 +137,9 @@ class Ring:
 class Follower:
     """A connection that reads a region's ring.
 
+    Whether a heartbeat is due, and whether a write takes too long, is looked at by one task for all
+    connections: a timer of its own for every write would cost more than the write.
+
     Args:
         bearer: whom its token names.
     """
@@ -143,7 +148,11 @@ class Follower:
         self.bearer = bearer
         self.refused = ""
         self.gone = False
+        self.beat_due = False
+        self._task = asyncio.current_task()
         self._waiting: asyncio.Future[None] | None = None
+        self._writing = False
+        self._since = asyncio.get_running_loop().time()
 
     def wake(self) -> None:
         """Let it look again."""
@@ -160,17 +169,37 @@ class Follower:
         self.gone = True
         self.wake()
 
-    async def pause(self, seconds: float) -> bool:
-        """Wait until it is woken; False when the time is up."""
+    async def pause(self) -> None:
+        """Wait until it is woken: for changes, for its end, or because a heartbeat is due."""
         self._waiting = asyncio.get_running_loop().create_future()
         try:
-            async with asyncio.timeout(seconds):
-                await self._waiting
-        except TimeoutError:
-            return False
+            await self._waiting
         finally:
             self._waiting = None
-        return True
+
+    async def write(self, send: Send, octets: bytes) -> None:
+        """Send a piece of the body; an empty one ends it.
+
+        Raises:
+            asyncio.CancelledError: with `refused` set to STALLED: what was sent before has not been
+                taken for too long.
+        """
+        self._since, self._writing, self.beat_due = asyncio.get_running_loop().time(), True, False
+        try:
+            await send({"type": "http.response.body", "body": octets, "more_body": bool(octets)})
+        finally:
+            self._writing = False
+
+    def tick(self, now: float) -> None:
+        """Look at the time: end a write that stalls, ask for a heartbeat after a silence."""
+        silence = now - self._since
+        if self._writing:
+            if silence > STALL_SECONDS and self.refused != STALLED and self._task is not None:
+                self.refused = STALLED
+                self._task.cancel()
+        elif silence > HEARTBEAT_SECONDS:
+            self.beat_due = True
+            self.wake()
 
 
 class Poller:
@@ -182,6 +211,7 @@ class Poller:
     def __init__(self) -> None:
         self.rings: dict[str, Ring] = {}
         self._task: asyncio.Task[None] | None = None
+        self._ticker: asyncio.Task[None] | None = None
         # One thread: one database connection, and reads of one region never overtake each other.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feed-poller")
         self._backlogs = ThreadPoolExecutor(4, thread_name_prefix="feed-backlog")
@@ -208,6 +238,8 @@ class Poller:
         ring.followers.add(follower)
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._run())
+        if self._ticker is None or self._ticker.done():
+            self._ticker = asyncio.get_running_loop().create_task(self._tick())
         return ring
 
     def leave(self, region: str, follower: Follower) -> None:
@@ -246,6 +278,14 @@ class Poller:
             # Nobody may wait for a poller that has died of something unforeseen.
             for follower in self._followers():
                 follower.cut("poller")
+
+    async def _tick(self) -> None:
+        """Look after every connection, also while the database does not answer."""
+        while self.rings:
+            await asyncio.sleep(TICK_SECONDS)
+            now = asyncio.get_running_loop().time()
+            for follower in self._followers():
+                follower.tick(now)
 
     async def _poll(self) -> None:
         heads = await self._in(self._thread, queries.topology_heads, "heads")
@@ -329,52 +369,64 @@ class Feed:
             return await _refuse(send, 400, "Bad Request", detail)
         if why := bearer.refusal(tokens.AGENT, agent, region):
             return await _refuse(send, 403, "Forbidden", why)
-        reader = _Reader(scope, send)
         follower = Follower(bearer)
         watching = asyncio.create_task(_disconnected(receive, follower))
         CONNECTIONS.inc()
         try:
-            await self._serve(region, int(version), follower, reader)
-        except Stalled:
-            CUT_OFF.labels("stalled").inc()
+            await self._serve(region, int(version), follower, send)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if follower.refused != STALLED or task is None or task.uncancel():
+                raise
             log.warning("reader_stalled", region=region, agent=agent)
-            reader.abort()
+            # Closed in the ordinary way, it would be waited for until all that was sent is taken.
+            abort = scope.get("extensions", {}).get("unkey.abort")
+            if abort is not None:
+                abort["abort"]()
         finally:
             CONNECTIONS.dec()
+            if follower.refused:
+                CUT_OFF.labels(follower.refused).inc()
             self._poller.leave(region, follower)
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
 
-    async def _serve(self, region: str, version: int, follower: Follower, reader: "_Reader") -> None:
+    async def _serve(self, region: str, version: int, follower: Follower, send: Send) -> None:
         try:
             ring = await self._poller.follow(region, follower)
             head, compacted = await self._poller.bounds(region)
         except Error as error:
             log.warning("feed_without_database", error=str(error))
-            return await _refuse(reader.send, 503, "Service Unavailable", "The database does not answer.")
-        await reader.begin()
+            return await _refuse(send, 503, "Service Unavailable", "The database does not answer.")
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")],
+            }
+        )
         try:
             reason = _why_full(version, head, compacted)
-            position = await self._send_backlog(region, version, head, reason, follower, reader)
+            position = await self._send_backlog(region, version, head, reason, follower, send)
             while not follower.gone and not follower.refused:
                 text, position = ring.after(position)
                 if text:
-                    await reader.write(text)
-                elif ring.head <= position and not await follower.pause(HEARTBEAT_SECONDS):
-                    await reader.write(_encode({"type": "heartbeat", "version": position}))
+                    await follower.write(send, text)
+                elif follower.beat_due:
+                    await follower.write(send, _encode({"type": "heartbeat", "version": position}))
+                elif ring.head <= position:
+                    await follower.pause()
         except FellBehind:
             follower.refused = "behind"
         except Error as error:  # in the middle of a backlog: the reader goes on where it was
             log.warning("feed_without_database", error=str(error))
             follower.refused = "database"
-        if follower.refused:
-            CUT_OFF.labels(follower.refused).inc()
         if not follower.gone:
-            await reader.end()
+            await follower.write(send, b"")
 
     async def _send_backlog(
-        self, region: str, version: int, head: int, reason: str, follower: Follower, reader: "_Reader"
+        self, region: str, version: int, head: int, reason: str, follower: Follower, send: Send
     ) -> int:
         """Send what the reader lacks, a page at a time; return the version that it has then."""
         position, settled = (0, head) if reason else (version, 0)
@@ -382,12 +434,12 @@ class Feed:
         while until is None:
             lines, until = await self._poller.page(region, position, settled)
             if lines:
-                await reader.write(b"".join(line.text for line in lines))
+                await follower.write(send, b"".join(line.text for line in lines))
                 position = lines[-1].version
             if follower.gone or follower.refused:
                 return position
         synced = {"type": "synced", "version": until, "full": bool(reason)}
-        await reader.write(_encode(synced | ({"reason": reason} if reason else {})))
+        await follower.write(send, _encode(synced | ({"reason": reason} if reason else {})))
         return until
 
 
@@ -398,52 +450,6 @@ def _why_full(version: int, head: int, compacted: int) -> str:
     if version > head:
         return "unknown_version"
     return "compacted" if version < compacted else ""
-
-
-class Stalled(Exception):
-    """A reader takes nothing any more."""
-
-
-class _Reader:
-    """The way to one reader, with an end to patience."""
-
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self.send = send
-        self._abort = scope.get("extensions", {}).get("unkey.abort", {}).get("abort")
-
-    async def begin(self) -> None:
-        await self.send(
-            {
-                "type": "http.response.start",
-                "status": 200,
-                "headers": [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")],
-            }
-        )
-
-    async def write(self, octets: bytes) -> None:
-        """Send a piece of the body.
-
-        Raises:
-            Stalled: what was sent before has not been taken for too long.
-        """
-        try:
-            async with asyncio.timeout(STALL_SECONDS):
-                await self.send({"type": "http.response.body", "body": octets, "more_body": True})
-        except TimeoutError:
-            raise Stalled from None
-
-    async def end(self) -> None:
-        """End the body, if the reader still takes it."""
-        try:
-            async with asyncio.timeout(STALL_SECONDS):
-                await self.send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError:
-            raise Stalled from None
-
-    def abort(self) -> None:
-        """Drop the connection with all that waits to be sent."""
-        if self._abort is not None:
-            self._abort()
 
 
 async def _disconnected(receive: Receive, follower: Follower) -> None:

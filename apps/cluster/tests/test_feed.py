@@ -171,6 +171,7 @@ def test_no_reader_misses_or_repeats_a_change_while_it_connects(feed_url, bearer
 
 def test_silent_stream_carries_heartbeats(feed_url, bearer, place, monkeypatch):
     monkeypatch.setattr(feed, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(feed, "TICK_SECONDS", 0.02)
     place()
     with Reader(feed_url, bearer) as reader:
         reader.until_synced()
@@ -329,6 +330,7 @@ def test_token_of_an_agent_watches_its_own_region_only(feed_url, place):
 def test_stream_of_a_token_that_is_revoked_ends(feed_url, place, monkeypatch):
     monkeypatch.setattr(feed, "TOKEN_SECONDS", 0.05)
     monkeypatch.setattr(feed, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(feed, "TICK_SECONDS", 0.02)
     row, text = tokens.create("agent", "a1", "local")
     with Reader(feed_url, {"Authorization": f"Bearer {text}"}) as reader:
         reader.until_synced()
