@@ -70,7 +70,8 @@ def readiness(deployment_id: str) -> Readiness:
     healthy: list[str] = []
     failed: dict[str, str] = {}
     waiting: list[str] = []
-    topologies = Topology.objects.filter(deployment_id=deployment_id).select_related("region")
+    rows = Topology.objects.filter(deployment_id=deployment_id)
+    topologies = list(rows.select_related("region").order_by("region__name"))
     instances: dict[str, list[Instance]] = {}
     for instance in Instance.objects.filter(deployment_id=deployment_id).order_by("updated_at"):
         if instance.status not in {Instance.Status.GONE, Instance.Status.DRAINING}:
