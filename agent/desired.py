@@ -19,14 +19,12 @@ class Past(msgspec.Struct):
         crashes: how often in a row it has ended by itself, or never became well.
         next_try: when it is started again, in Unix seconds; 0: no crash is waited out.
         message: what was reported of it with that.
-        given_up: it is not tried any more: its owner must mend it.
     """
 
     restarts: int = 0
     crashes: int = 0
     next_try: float = 0.0
     message: str = ""
-    given_up: bool = False
 
 
 class _Saved(msgspec.Struct):

@@ -6,7 +6,7 @@ reports are the same for every runtime.
 
     pending  → running    the instance answers
     running  → failed     it ended or is not well any more; it is started again, later each time
-    pending  → failed     it never became well and was given up: the deployment's owner must mend it
+    pending  → failed     it did not become well: the deployment's owner must mend it
     any      → draining   it should not run any more
 
 An instance that should not run any more is reported first; once every edge knows of it, and what they had
@@ -49,7 +49,7 @@ class Timing:
         drain: at most between the report of `draining` and the signal, for edges to stop sending and for
             what they have begun to be answered.
         grace: between the signal and the kill.
-        max_restarts: of a program that was never well.
+        max_restarts: within seconds, of a program that was never well.
         first_restart: pause before another attempt of a program that was never well, or that could not be
             started through no fault of its own; doubled each time.
         slowest_restart: the longest of these pauses.
@@ -349,7 +349,7 @@ class Replica:
     def __init__(self, name: str, keeper: Keeper, found: Observed | None) -> None:
         self.is_stopping = False
         self._past = keeper.past(name)
-        waits = self._past.given_up or self._past.next_try > 0
+        waits = self._past.next_try > 0
         self.state = InstanceState(
             name=name,
             address=found.address if found else "",
@@ -363,6 +363,7 @@ class Replica:
         self._found = found
         self._task: asyncio.Task[None] | None = None
         self._attempts = 0
+        self._delays = 0
 
     @property
     def is_idle(self) -> bool:
@@ -370,8 +371,8 @@ class Replica:
         return self._task is None or self._task.done()
 
     def keep(self) -> None:
-        """Begin to keep it running, unless that is being done or was given up."""
-        if self.is_idle and not self._past.given_up:
+        """Begin to keep it running, unless that is being done."""
+        if self.is_idle:
             self._task = asyncio.get_running_loop().create_task(self._guard(self._run()))
 
     def stop(self, *, drain: bool = True) -> None:
@@ -435,13 +436,13 @@ class Replica:
             except StartFailed as error:
                 if error.again:
                     await self._could_not_start(str(error))
-                elif not await self._after_failure(str(error), final=True):
-                    return
+                else:
+                    await self._after_failure(str(error), final=True)
             else:
                 if observed.alive:
                     await self._watch(observed)
-                elif not await self._after_failure(await self._last_words(observed.ended)):
-                    return
+                else:
+                    await self._after_failure(await self._last_words(observed.ended))
             found = None
 
     async def _resume(self, found: Observed) -> Observed:
@@ -542,40 +543,39 @@ class Replica:
             await asyncio.sleep(self._timing.poll_running)
         await self._crashed(await self._last_words(why), Status.FAILED, still_runs=observed.alive)
 
-    async def _after_failure(self, message: str, *, final: bool = False) -> bool:
-        """Wait before the next attempt, or give up: return whether to try again.
+    async def _after_failure(self, message: str, *, final: bool = False) -> None:
+        """Wait before the next attempt to start a program that did not become well.
 
-        A program that never ran is given up after some attempts, so that its deployment fails with the
-        reason. One that did run is tried for as long as it is wanted.
+        One that never ran is tried some times within seconds and then reported as failed, so that its
+        deployment fails with the reason. Where it is wanted all the same, as in a region that may be
+        missing, it is tried on, as one that crashes.
 
         Args:
             message: what happened; its first line is a sentence, the rest the last lines of the log.
-            final: no attempt can help.
+            final: another attempt at once cannot help.
         """
         if self._keeper.is_proven:
             first = self._past.crashes == 0
             await self._crashed(message, Status.PENDING if first else Status.FAILED)
-            return True
+            return
         self._attempts += 1
+        if self._past.crashes:
+            await self._crashed(message, Status.FAILED)
+            return
         if final or self._attempts > self._timing.max_restarts:
-            tried = f"given up after {self._attempts} attempts: " if self._attempts > 1 else ""
-            await self._runtime.note(self.state.name, f"{tried}{_sentence(message)}")
-            await self._clear()
-            self._past.given_up, self._past.message = True, f"{tried}{message}"[:MAX_MESSAGE]
-            self._keeper.remember()
-            self._is_now(Status.FAILED, self._past.message)
-            return False
+            tried = f"it did not run after {self._attempts} attempts: " if self._attempts > 1 else ""
+            await self._crashed(f"{tried}{message}", Status.FAILED)
+            return
         self._past.restarts += 1
         self._is_now(Status.PENDING, f"attempt {self._attempts} failed, it is started again: {message}")
         await self._pause(message, self._attempts)
-        return True
 
     async def _could_not_start(self, message: str) -> None:
         """Wait before the next attempt: that there was none was not the program's fault."""
-        self._attempts = min(self._attempts + 1, 30)
+        self._delays = min(self._delays + 1, 30)
         status = Status.FAILED if self.state.status is Status.FAILED else Status.PENDING
         self._is_now(status, f"it is tried again: {message}")
-        await self._pause(message, self._attempts)
+        await self._pause(message, self._delays)
 
     async def _pause(self, message: str, attempt: int) -> None:
         await self._clear()
@@ -584,18 +584,19 @@ class Replica:
         await asyncio.sleep(pause * random.uniform(0.8, 1.2))  # noqa: S311  (no secret)
 
     async def _crashed(self, message: str, status: Status, *, still_runs: bool = False) -> None:
-        """Report a crash of a program that can run, and wait: not after the first, then longer each time."""
-        past = self._past
+        """Report a crash and wait, longer each time; not after the first one of a program that has run."""
+        past, timing = self._past, self._timing
         past.crashes += 1
         past.restarts += 1
-        pause = 0.0
         why, _, lines = message.partition("\n")
-        said = f"{why}; it is started again at once"
+        doubled = past.crashes - 2 if self._keeper.is_proven else past.crashes - 1
+        pause = (
+            min(timing.first_crash * 2.0 ** min(doubled, 30), timing.slowest_crash) if doubled >= 0 else 0.0
+        )
         if past.crashes > 1:
-            pause = min(
-                self._timing.first_crash * 2.0 ** min(past.crashes - 2, 30), self._timing.slowest_crash
-            )
             said = f"crash loop: {why}, {past.crashes} times; next try in {pause:g} s"
+        else:
+            said = f"{why}; it is started again at once" if self._keeper.is_proven else why
         past.message = f"{said}\n{lines}"[:MAX_MESSAGE] if lines else said[:MAX_MESSAGE]
         past.next_try = clock.now_ms() / 1000 + pause if pause else 0.0
         self._keeper.remember()

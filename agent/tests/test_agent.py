@@ -114,7 +114,7 @@ def test_instance_that_dies_is_reported_and_started_again(plane, image, in_proce
 @pytest.mark.parametrize(
     ("files", "command", "settings", "says"),
     [
-        ({"app.py": programs.CRASHES}, PYTHON, {}, ["given up after 2 attempts: it ended with status 3",
+        ({"app.py": programs.CRASHES}, PYTHON, {}, ["it did not run after 2 attempts: it ended with status 3",
                                                      "cannot go on: no configuration"]),
         ({"app.py": programs.SILENT}, PYTHON, {}, ["it did not become well within 1 s: it does not listen on "
                                                     "its PORT", "thinking"]),

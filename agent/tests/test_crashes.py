@@ -129,24 +129,43 @@ def test_an_agent_that_is_started_again_goes_on_waiting(plane, image, start_agen
     assert (root / "instances" / instance["name"] / "instance.json").read_bytes() == record
 
 
-def test_what_was_given_up_stays_so_for_the_next_agent(plane, in_process, tmp_path):
+def test_a_program_that_never_ran_has_failed_for_the_next_agent_too(plane, in_process, tmp_path):
     image = plane.snapshot(tmp_path / "bad", {"app.py": programs.CRASHES})
     plane.topology("d_1", image, PYTHON)
 
     async def scenario():
-        async with in_process():
+        async with in_process(first_crash=60.0, slowest_crash=60.0):
             await plane.soon(lambda: ["failed"] in plane.history("d_1"))
         (failed,) = plane.instances("d_1")
-        assert failed["message"].startswith("given up after 2 attempts: it ended with status 3")
+        assert failed["message"].startswith("it did not run after 2 attempts: it ended with status 3")
         plane.reports.clear()
-        async with in_process() as agent:
+        async with in_process(first_crash=60.0, slowest_crash=60.0):
             await plane.soon(lambda: plane.instances("d_1"))
             assert said(plane.instances("d_1")) == said([failed])
-            agent.reconciler.correct_drift()
-            assert agent.reconciler._keepers["d_1"]._replicas[failed["name"]].is_idle
 
     asyncio.run(scenario())
     assert plane.history("d_1") == [["failed"]]
+
+
+def test_a_program_that_never_ran_is_tried_on_while_it_is_wanted(plane, image, in_process, root):
+    """Such as in a region that may be missing, whose database comes a minute later."""
+    plane.topology("d_1", image, PYTHON)
+
+    async def scenario():
+        async with in_process(max_restarts=1, first_restart=0.3, first_crash=0.1) as agent:
+            while not (states := agent.reconciler.states().get("d_1")):
+                await asyncio.sleep(0)
+            home = root / "instances" / states[0].name
+            home.mkdir(exist_ok=True)
+            (home / "broken").touch()
+            await plane.soon(lambda: "crash loop: " in str(plane.instances("d_1")))
+            assert {"running"} not in [set(statuses) for statuses in plane.history("d_1")]
+            (home / "broken").unlink()
+            (instance,) = await asyncio.to_thread(plane.running, "d_1")
+            assert instance["restarts"] >= 3
+
+    asyncio.run(scenario())
+    assert plane.history("d_1") == [["pending"], ["failed"], ["running"]]
 
 
 def test_crashed_instance_is_restarted_from_memory_while_the_control_plane_is_away(
