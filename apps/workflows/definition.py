@@ -269,6 +269,11 @@ def workflow_named(service: str) -> type[Workflow] | None:
     return _registry.get(service)
 
 
+def own_key(service: str, run_id: str) -> str:
+    """Key of a run whose workflow serialises on nothing else."""
+    return f"{service}:{run_id}"
+
+
 def workflows() -> dict[str, type[Workflow]]:
     """Return every known workflow by its service name."""
     return dict(_registry)

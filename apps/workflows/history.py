@@ -9,7 +9,6 @@ from django.db.models import Count, Exists, Min, OuterRef, Q, QuerySet
 
 from apps.workflows import wakeups
 from apps.workflows.definition import CANCELLED, workflow_named
-from apps.workflows.driver import child_topic
 from apps.workflows.intake import start
 from apps.workflows.models import (
     ACTIVE,
@@ -20,7 +19,7 @@ from apps.workflows.models import (
     WorkflowStep,
     WorkflowTopic,
 )
-from apps.workflows.topics import notify
+from apps.workflows.topics import child_topic, notify
 from apps.workflows.trail import What, added
 from unkey import clock
 

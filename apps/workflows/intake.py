@@ -8,10 +8,11 @@ from typing import Any
 from django.db import IntegrityError, transaction
 
 from apps.workflows import wakeups
-from apps.workflows.definition import Run, Terminal, Wait, Workflow
-from apps.workflows.driver import child_topic, own_key, request_cancel
+from apps.workflows.cancelling import request_cancel
+from apps.workflows.definition import Run, Terminal, Wait, Workflow, own_key
 from apps.workflows.models import State, WorkflowRun
 from apps.workflows.payload import BadPayload, encode
+from apps.workflows.topics import child_topic
 from unkey import clock, ids
 
 

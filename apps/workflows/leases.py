@@ -1,15 +1,14 @@
-"""Leases of outside parts, renewed by one thread per process for as long as the part runs."""
+"""Leases of outside parts, renewed by one thread per process for as long as the parts run."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import structlog
 from django.db import DatabaseError, connections
 
-from apps.workflows.models import WorkflowKey
+from apps.workflows import rows
+from apps.workflows.transactions import in_transaction
 from unkey import clock
 from unkey.env import env
 
@@ -32,30 +31,30 @@ class Lease:
 
 
 class Keeper:
-    """Renews the leases that are being kept, a third of their length apart.
+    """Renews the leases that are being kept, a third of their length apart, in one transaction.
 
     The thread starts with the first lease that is kept and has its own connection; a step that is
     shorter than the interval never costs a renewal.
     """
 
     def __init__(self) -> None:
-        self._kept: set[Lease] = set()
+        self._kept: dict[tuple[str, int], Lease] = {}
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    @contextmanager
-    def keep(self, lease: Lease) -> Iterator[None]:
-        """Renew the lease in the background while the block runs."""
+    def keep(self, lease: Lease) -> None:
+        """Renew the lease in the background until it is released."""
         with self._changed:
-            self._kept.add(lease)
+            self._kept[lease.key, lease.epoch] = lease
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="workflow-leases", daemon=True)
                 self._thread.start()
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._kept.discard(lease)
+
+    def release(self, lease: Lease) -> None:
+        """Renew it no longer; a lease that was taken for a later step of the same run stays kept."""
+        with self._changed:
+            if self._kept.get((lease.key, lease.epoch)) == lease:
+                del self._kept[lease.key, lease.epoch]
 
     def _run(self) -> None:
         try:
@@ -66,22 +65,22 @@ class Keeper:
                         self._thread = None
                         return
                     kept = list(self._kept)
-                for lease in kept:
-                    self._renew(lease)
+                self._renew(kept)
         finally:
             connections.close_all()
 
-    def _renew(self, lease: Lease) -> None:
+    def _renew(self, kept: list[tuple[str, int]]) -> None:
         try:
-            renewed = WorkflowKey.objects.filter(
-                key=lease.key, epoch=lease.epoch, lease_expires_at__isnull=False
-            ).update(lease_expires_at=clock.now() + lease_time())
+            lost = in_transaction(lambda: rows.renew_leases(kept, clock.now() + lease_time()))
         except DatabaseError as error:
-            log.warning("lease not renewed", run_id=lease.run_id, step=lease.step, error=str(error))
+            log.warning("leases not renewed", leases=len(kept), error=str(error))
             connections["default"].close()
             return
-        if not renewed:
-            log.warning("lease lost", run_id=lease.run_id, step=lease.step, key=lease.key, epoch=lease.epoch)
+        for key, epoch in lost:
+            with self._changed:
+                lease = self._kept.get((key, epoch))
+            if lease is not None:
+                log.warning("lease lost", run_id=lease.run_id, step=lease.step, key=key, epoch=epoch)
 
 
 keeper = Keeper()

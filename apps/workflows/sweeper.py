@@ -6,7 +6,6 @@ sweeper's own findings both go through it, so that a process never drives one ke
 
 import threading
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timedelta
 
 import structlog
@@ -15,13 +14,14 @@ from django.db.models import Exists, Max, Min, OuterRef, Q
 
 from apps.workflows import wakeups
 from apps.workflows.driver import Driver
+from apps.workflows.lanes import Lanes
 from apps.workflows.models import WorkflowKey, WorkflowRun
 from unkey import clock
 
 log = structlog.get_logger("workflows")
 
 INTERVAL = 0.5
-BATCH = 100
+BATCH = 500
 
 
 def due_keys(queues: Iterable[str] | None = None, limit: int = BATCH) -> list[str]:
@@ -74,25 +74,21 @@ def drain(limit: int = 10_000) -> int:
 
 
 class Dispatcher:
-    """Threads that drive keys, and the sweeper that feeds them.
+    """Drives keys in this process, and the sweeper that finds them.
 
     Args:
         queues: the queues that this process serves; None: all.
-        threads: how many keys are driven at a time.
+        threads: how many outside parts run at a time.
     """
 
     def __init__(self, queues: Iterable[str] | None, threads: int) -> None:
         self.queues = None if queues is None else frozenset(queues)
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="workflow")
         self._guard = threading.Lock()
-        self._driving: dict[str, Future[int]] = {}
-        self._again: set[str] = set()
         self._wanted = threading.Event()
         self._soonest: datetime | None = None
-        self._behind = False
         self._stopping = threading.Event()
         self._sweeper: threading.Thread | None = None
+        self._lanes = Lanes(self.queues, threads, due_at=self.due_at, drained=self._wanted.set)
 
     def start(self) -> None:
         """Begin to sweep, and take this process's wake-ups."""
@@ -105,31 +101,24 @@ class Dispatcher:
         wakeups.attach(None)
         self._stopping.set()
         self._wanted.set()
+        self._lanes.wind_down()
 
     def stop(self) -> None:
         """Wind down, and wait for the steps in hand."""
         self.wind_down()
         if self._sweeper is not None:
             self._sweeper.join()
-        self._pool.shutdown(wait=True)
+        self._lanes.join()
 
     def drive(self, key: str) -> int:
-        """Drive a key on one of the threads and wait for it; at once 0 if it is being driven already."""
-        if self._stopping.is_set():
-            return 0
-        future = self._submit(key)
-        return 0 if future is None else future.result()
+        """Drive a key and wait until it is done; at once 0 if it is being driven already."""
+        return self._lanes.drive(key)
 
     def accept(self, key: str, queue: str) -> bool:
-        """Take a wake-up of this process, if a thread is free and the queue is served here."""
-        if self._stopping.is_set() or (self.queues is not None and queue not in self.queues):
+        """Take a wake-up of this process, if there is room and the queue is served here."""
+        if self.queues is not None and queue not in self.queues:
             return False
-        with self._guard:
-            if len(self._driving) >= self._threads and key not in self._driving:
-                self._behind = True
-                return False
-        self._submit(key)
-        return True
+        return self._lanes.offer(key)
 
     def due_at(self, moment: datetime) -> None:
         """Sweep at this time, if that is sooner than planned."""
@@ -138,35 +127,6 @@ class Dispatcher:
                 return
             self._soonest = moment
         self._wanted.set()
-
-    def _submit(self, key: str) -> "Future[int] | None":
-        with self._guard:
-            if key in self._driving:
-                self._again.add(key)
-                return None
-            future = self._pool.submit(self._work, key)
-            self._driving[key] = future
-            return future
-
-    def _work(self, key: str) -> int:
-        moved = 0
-        try:
-            while True:
-                close_old_connections()
-                moved += Driver(self.queues, stop=self._stopping).drive(key)
-                with self._guard:
-                    if key not in self._again or self._stopping.is_set():
-                        del self._driving[key]
-                        if self._behind:
-                            self._wanted.set()
-                        return moved
-                    self._again.discard(key)
-        except BaseException:
-            with self._guard:
-                self._driving.pop(key, None)
-                self._again.discard(key)
-            log.exception("driving failed; the sweeper will try again", key=key)
-            raise
 
     def _sweep(self) -> None:
         away = False
@@ -189,23 +149,12 @@ class Dispatcher:
         connections.close_all()
 
     def _sweep_once(self) -> float:
-        with self._guard:
-            free = self._threads - len(self._driving)
-            self._behind = free <= 0
-        if free > 0:
-            for key in due_keys(self.queues, limit=self._threads):
-                self._submit_new(key)
+        if self._lanes.room > 0:
+            keys = due_keys(self.queues, limit=BATCH)
+            self._lanes.found(keys, more=len(keys) == BATCH)
         soonest = next_due(self.queues)
         with self._guard:
             self._soonest = soonest
         if soonest is None:
             return INTERVAL
         return min(INTERVAL, max((soonest - clock.now()) / timedelta(seconds=1), 0.001))
-
-    def _submit_new(self, key: str) -> None:
-        with self._guard:
-            if len(self._driving) >= self._threads:
-                self._behind = True
-            if key in self._driving or self._behind:
-                return
-        self._submit(key)

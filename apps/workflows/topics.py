@@ -15,6 +15,11 @@ from unkey import clock
 WAKE_NOW = 50
 
 
+def child_topic(run_id: str) -> str:
+    """Topic that is notified when a child run ends."""
+    return f"run:{run_id}"
+
+
 def sequence(name: str) -> int | None:
     """Return the topic's sequence number, or None if it was never used."""
     return WorkflowTopic.objects.filter(name=name).values_list("sequence", flat=True).first()

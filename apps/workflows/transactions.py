@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
-from django.db import DatabaseError, OperationalError, connection, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 
 log = structlog.get_logger("workflows")
 
@@ -17,6 +17,9 @@ ATTEMPTS = 12
 PATIENCE_SECONDS = 15.0
 # ER_LOCK_DEADLOCK, ER_LOCK_WAIT_TIMEOUT, ER_CHECKREAD (snapshot isolation), ER_XA_RBDEADLOCK
 _CONTENTION_CODES = {1213, 1205, 1020, 1614}
+# Server is shutting down or read-only, connection killed, cannot connect, gone away, lost, timed out.
+_AWAY_CODES = {1053, 1290, 1927, 2002, 2003, 2005, 2006, 2013, 2055, 4031}
+_SQLITE_AWAY = ("unable to open", "disk i/o error", "disk is full", "readonly database", "malformed")
 _one_writer = threading.Lock()
 
 
@@ -35,7 +38,16 @@ def is_contention(error: BaseException | None) -> bool:
     return False
 
 
-def in_transaction(work: Callable[[], _T]) -> _T:
+def is_away(error: BaseException) -> bool:
+    """Say whether an error means that the database cannot be reached at the moment."""
+    if not isinstance(error, OperationalError | InterfaceError):
+        return False
+    if connection.vendor == "sqlite":
+        return any(text in str(error).lower() for text in _SQLITE_AWAY)
+    return isinstance(error, InterfaceError) or (bool(error.args) and error.args[0] in _AWAY_CODES)
+
+
+def in_transaction(work: Callable[[], _T], attempts: int = ATTEMPTS) -> _T:
     """Run `work` in a transaction and return what it returns; again, after a pause, upon contention.
 
     SQLite has one writer: threads of this process queue on a lock, because SQLite's own waiting is
@@ -45,7 +57,7 @@ def in_transaction(work: Callable[[], _T]) -> _T:
         with transaction.atomic():
             return work()
     started = time.monotonic()
-    for attempt in range(1, ATTEMPTS + 1):
+    for attempt in range(1, attempts + 1):
         try:
             if connection.vendor == "sqlite":
                 with _one_writer, transaction.atomic():
@@ -54,7 +66,7 @@ def in_transaction(work: Callable[[], _T]) -> _T:
                 return work()
         except DatabaseError as error:
             late = time.monotonic() - started > PATIENCE_SECONDS
-            if not is_contention(error) or attempt == ATTEMPTS or late:
+            if not is_contention(error) or attempt == attempts or late:
                 raise
             log.debug("workflow transaction again", attempt=attempt, error=str(error))
         time.sleep(random.uniform(0.5, 1) * min(0.002 * 2**attempt, 0.5))  # noqa: S311
