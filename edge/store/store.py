@@ -113,6 +113,10 @@ class Store:
         self._ticks: list[Callable[[], object]] = []
         self._fetching: dict[tuple[str, str], asyncio.Task[None]] = {}
         self._database = Database(_configure)
+        # What is told to the cluster waits for other writers, who may take seconds: on a connection of its
+        # own it keeps nobody from hearing of a switch.
+        self._cluster = Database(_configure)
+        self._moved = asyncio.Event()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edge-snapshot")
         self._tasks: list[asyncio.Task[None]] = []
         self._dirty = asyncio.Event()
@@ -249,7 +253,13 @@ class Store:
         self._wallet.resume()
         await self._load()
         first = asyncio.Event()
-        for work in (partial(self._follow, first), self._keep_snapshot, self._report_credits, self._tick):
+        for work in (
+            partial(self._follow, first),
+            self._keep_telling,
+            self._keep_snapshot,
+            self._report_credits,
+            self._tick,
+        ):
             task = loop.create_task(self._forever(work))
             task.add_done_callback(self._ended)
             self._tasks.append(task)
@@ -265,7 +275,7 @@ class Store:
         try:
             await self.wallet.close()
             await self._tell_use()
-            await self._ask(partial(_feed_call, "sign_off", self.edge_id))
+            await self._tell(partial(_feed_call, "sign_off", self.edge_id))
         except DatabaseGone as error:
             log.warning("edge.stopped_without_database", error=str(error))
         except Exception:  # the snapshot is worth writing all the same
@@ -274,15 +284,20 @@ class Store:
             await self._save()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._database.close)
+        await loop.run_in_executor(None, self._cluster.close)
         self._writer.shutdown()
         if self._ledger is not None:
             self._ledger.close()
 
-    # The database's thread
+    # The database's threads
 
     async def _ask(self, work: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._database.executor, self._database.call, work)
+
+    async def _tell(self, work: Callable[[], _T]) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._cluster.executor, self._cluster.call, work)
 
     async def _forever(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run an endless task; a fault in it is told, and after a pause it begins anew."""
@@ -309,8 +324,7 @@ class Store:
 
     async def _follow(self, first: asyncio.Event) -> None:
         pause = self._poll_seconds
-        beaten: dict[str, int] | None = None
-        beaten_at = 0.0
+        told: dict[str, int] | None = None
         while True:
             try:
                 await self._poll()
@@ -319,12 +333,9 @@ class Store:
                     await self.wallet.start_over()
                     self._first_contact = False
                 pause = self._poll_seconds
-                now = time.monotonic()
-                if self.applied != beaten or now - beaten_at >= BEAT_SECONDS:
+                if self.applied != told:
                     told = dict(self.applied)
-                    if await self._beat(told):
-                        beaten, beaten_at = told, now
-                        await self._tell_use_in_time(now)
+                    self._moved.set()
             except DatabaseGone as error:
                 self._lost(error)
                 pause = min(max(pause * 2, 0.1), _LONGEST_PAUSE)
@@ -332,10 +343,24 @@ class Store:
                 first.set()
             await asyncio.sleep(pause)
 
+    async def _keep_telling(self) -> None:
+        """Tell the cluster what was applied, as soon as it was, and at least every two seconds."""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_SECONDS):
+                    await self._moved.wait()
+            self._moved.clear()
+            if not self.connected or self._first_contact:
+                continue
+            if await self._beat(dict(self.applied)):
+                await self._tell_use_in_time(time.monotonic())
+            else:
+                await asyncio.sleep(_AFTER_FAULT_SECONDS)
+                self._moved.set()
+
     async def _beat(self, applied: dict[str, int]) -> bool:
-        # Another writer may hold the database for a while: that must not stop the reading.
         try:
-            await self._ask(
+            await self._tell(
                 partial(_feed_call, "beat", self.edge_id, self.region, self.role, applied, self._started_at)
             )
         except DatabaseGone as error:
@@ -368,7 +393,7 @@ class Store:
             used.update(name for name, there in running if any(each.address in busy for each in there))
         self._used.clear()
         try:
-            await self._ask(partial(_feed_call, "report_use", self.edge_id, clock.now(), sorted(used)))
+            await self._tell(partial(_feed_call, "report_use", self.edge_id, clock.now(), sorted(used)))
         except BaseException:
             self._used.update(used)
             raise

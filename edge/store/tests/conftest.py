@@ -119,6 +119,7 @@ class RunningEdge:
 
         self._loop.run(work())
         self.store._database.close()
+        self.store._cluster.close()
         self.store._writer.shutdown()
         assert self.store._ledger is not None
         self.store._ledger.close()
