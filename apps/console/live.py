@@ -206,6 +206,7 @@ class Poller:
         self._tasks: list[asyncio.Task[None]] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="console-poller")
         self._logs = ThreadPoolExecutor(4, thread_name_prefix="console-logs")
+        self._doors = ThreadPoolExecutor(4, thread_name_prefix="console-doors")
 
     @property
     def readers(self) -> list[Reader]:
@@ -240,8 +241,12 @@ class Poller:
                 del self._topics[key]
 
     async def in_thread(self, read: Callable[[], _T]) -> _T:
-        """Run a read of the database in the poller's thread."""
+        """Run a read of the database in the poller's thread: reads never overtake each other."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, _reading, read)
+
+    async def at_the_door(self, read: Callable[[], _T]) -> _T:
+        """Run a read that decides who comes in, beside the poller's."""
+        return await asyncio.get_running_loop().run_in_executor(self._doors, _reading, read)
 
     async def _run(self) -> None:
         failing = False
@@ -333,7 +338,9 @@ class Live:
                 name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()
             }
             named = _PATH.match(scope["path"])
-            ticket = await self._poller.in_thread(lambda: _ticket(named[1] if named else "", query, headers))
+            ticket = await self._poller.at_the_door(
+                lambda: _ticket(named[1] if named else "", query, headers)
+            )
             reader = self._reader(ticket, headers.get("last-event-id") or query.get("lastEventId", ""))
         except (Fault, Error) as error:
             await _refuse(send, error, origin)

@@ -280,13 +280,20 @@ class EnvironmentView(WorkspaceView):
 class EnvironmentDetail(EnvironmentView):
     """One environment."""
 
-    needs = {"GET": Action.READ}
+    needs = {"GET": Action.READ, "DELETE": Action.DELETE}
 
     @operation("environments.get", answer=EnvironmentSerializer, query=NoQuery)
     def get(self, request: Request, **_names: str) -> Response:
         """Return an environment with its settings, by id or slug."""
         NoQuery().read(request)
         return Response(EnvironmentSerializer(self.environment).data)
+
+    @operation("environments.delete", body=NOTHING, status=202)
+    def delete(self, request: Request, **_names: str) -> Response:
+        """Delete an environment with its deployments; what runs is taken down in the background."""
+        NOTHING.read(request)
+        services.delete_environment(self.environment, actor=self.actor)
+        return Response({}, status=202)
 
 
 class Settings(EnvironmentView):

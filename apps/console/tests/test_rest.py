@@ -186,6 +186,19 @@ def test_settings_and_regions(owner: Caller):
     assert problem["violations"][0]["location"] == "body.memoryMib"
 
 
+def test_an_environment_is_deleted_unless_it_is_protected(owner: Caller):
+    preview = "projects/shop/apps/default/environments/preview"
+    assert owner("PATCH", f"{preview}/settings", {"deleteProtection": True})["deleteProtection"] is True
+    assert owner.refused("DELETE", preview, status=412)["detail"] == (
+        "The environment is protected against deletion."
+    )
+    owner("PATCH", f"{preview}/settings", {"deleteProtection": False})
+    owner("DELETE", preview)
+    drain()
+    owner.refused("GET", preview, status=404)
+    assert owner("GET", "limits")["usage"]["environments"] == 1
+
+
 def test_values_of_variables_are_shown_only_when_revealed(owner: Caller):
     owner(
         "POST",
