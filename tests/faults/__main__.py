@@ -86,12 +86,14 @@ def _storm(room: Path, database: "Database", seed: int, workflows: int, faults: 
     account = storm.blow()
     history = model.read_history(room)
     found = model.violations(history, account)
+    points = sum(2 if ".outside." in place else 1 for place in flows.places())
     print(f"faults: {account.faults.total()} {json.dumps(dict(sorted(account.faults.items())))}")
     print(f"checked: {json.dumps(history.counts())}")
     print(
         f"cancels {sum(each.cancel_asked for each in account.started)}, rolled back "
         f"{sum(each.run_id is None for each in account.started)}, resumed by an operator {account.resumed}, "
-        f"clock of the future needed: {account.needed_later_clock}, {time.monotonic() - began:.0f} s"
+        f"clock of the future needed: {account.needed_later_clock}, "
+        f"points without a fault {account.unreached} of {points}, {time.monotonic() - began:.0f} s"
     )
     for complaint in found:
         print(f"VIOLATION {complaint}")

@@ -62,14 +62,19 @@ def write_line(file: str, **fields: Any) -> None:
 
 
 def reach(point: str) -> None:
-    """Do what was planned for this point, once over all workers: die, or stand still."""
+    """Die or stand still here, if nobody did at this point before and the harness has armed the next fault."""
     for what, number in (("kill", signal.SIGKILL), ("stop", signal.SIGSTOP)):
-        try:
-            os.unlink(ROOM / "plan" / f"{what} {point}")
-        except FileNotFoundError:
+        plan = ROOM / "plan" / f"{what} {point}"
+        if not plan.exists():
             continue
+        try:
+            os.unlink(ROOM / "armed")
+            os.unlink(plan)
+        except FileNotFoundError:
+            return  # another worker was faster
         write_line("faults", what=what, point=point)
         os.kill(os.getpid(), number)
+        return
 
 
 def effect(run: Run, kind: str, value: JSON, seen: JSON = None) -> None:

@@ -50,6 +50,7 @@ def _work(number: str) -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     _obey_clock_signals()
+    os.environ["UNKEY_READY_FILE"] = f"{os.environ['FAULTS_ROOM']}/ready-{number}"
     app.worker_main(["worker", "--loglevel=INFO", "-n", f"w{number}@faults", "--without-gossip"])
 
 

@@ -1,6 +1,7 @@
 """The storm: starts workflows, lets faults fall on the workers, and then lets everything come to rest."""
 
 import contextlib
+import json
 import os
 import random
 import shutil
@@ -28,7 +29,8 @@ from tests.faults.servers import Database, Mariadb
 from tests.faults.storm_settings import LEASE_SECONDS
 from unkey.env import ROOT
 
-WORKERS = 4
+WORKERS = 5
+GRACE_SECONDS = 5.0
 KEYS = 6
 
 _T = TypeVar("_T")
@@ -65,6 +67,7 @@ class Worker:
 
     number: int
     pid: int
+    begun: float = field(default_factory=time.monotonic)
     paused_until: float = 0.0
     clock_until: float = 0.0
 
@@ -75,7 +78,7 @@ class Account:
 
     started: list[Started] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
-    planned: set[str] = field(default_factory=set)
+    unreached: int = 0
     resumed: int = 0
     needed_later_clock: bool = False
 
@@ -139,15 +142,16 @@ class Storm:
         try:
             for _ in range(WORKERS):
                 self._spawn()
-            points = flows.places()
-            self._dice.shuffle(points)
+            for place in flows.places():
+                for what in ("kill", "stop") if ".outside." in place else ("kill",):
+                    (self._room / "plan" / f"{what} {place}").touch()
             last_said = 0
             while self._fallen() < self._wanted_faults or len(self.account.started) < self._wanted_runs:
                 share = (self._fallen() + 1) / max(self._wanted_faults, 1)
                 while len(self.account.started) < min(self._wanted_runs, share * self._wanted_runs):
                     self._start_one()
                 if self._fallen() < self._wanted_faults:
-                    self._one_fault(points)
+                    self._one_fault()
                 end = time.monotonic() + self._dice.uniform(0.02, 0.35)
                 while time.monotonic() < end:
                     self._tend()
@@ -159,6 +163,7 @@ class Storm:
         finally:
             self.stop()
         self._count_claims()
+        self.account.unreached = len(list((self._room / "plan").iterdir()))
         return self.account
 
     def stop(self) -> None:
@@ -173,8 +178,7 @@ class Storm:
         self._workers.clear()
 
     def _calm(self) -> None:
-        for file in (self._room / "plan").iterdir():
-            file.unlink()
+        (self._room / "armed").unlink(missing_ok=True)
         for worker in self._workers:
             worker.paused_until = worker.clock_until = 0.0
         self._broker_back = 0.0
@@ -242,14 +246,10 @@ class Storm:
     def _fallen(self) -> int:
         return self.account.faults.total()
 
-    def _one_fault(self, points: list[str]) -> None:
-        choice = self._dice.random()
-        if points and choice < 0.45:
-            point = points.pop()
-            what = "stop" if point.endswith(("outside.end", "outside.begin")) and choice < 0.1 else "kill"
-            (self._room / "plan" / f"{what} {point}").touch()
-            self.account.planned.add(f"{what} {point}")
-            return  # counted when a worker has come there
+    def _one_fault(self) -> None:
+        if self._dice.random() < 0.6:
+            (self._room / "armed").touch()  # falls at the next point that no fault has fallen at yet
+            return
         fault = self._dice.choices(
             (
                 self._fault_kill,
@@ -258,23 +258,48 @@ class Storm:
                 self._fault_database,
                 self._fault_clock,
             ),
-            (40, 25, 15, 8, 12),
+            (30, 35, 15, 8, 12),
         )[0]
         fault()
 
     def _healthy(self) -> list[Worker]:
+        """Workers that are up and take work: killing one that only begins proves nothing."""
         return [
-            each for each in self._workers if not each.paused_until and _state(each.pid) not in ("", "Z", "T")
+            each
+            for each in self._workers
+            if not each.paused_until
+            and (
+                (self._room / f"ready-{each.number}").exists()
+                or time.monotonic() - each.begun > GRACE_SECONDS
+            )
+            and _state(each.pid) not in ("", "Z", "T")
         ]
 
+    def _victim(self) -> Worker | None:
+        """Choose a healthy worker, rather one that is in an outside part just now."""
+        healthy = self._healthy()
+        busy = [each for each in healthy if each.pid in self._in_outside_parts()]
+        return self._any(busy if busy and self._dice.random() < 0.7 else healthy)
+
+    def _in_outside_parts(self) -> set[int]:
+        file = self._room / "ledger"
+        lines = file.read_text().splitlines()[-200:] if file.exists() else []
+        begun: dict[str, int] = {}
+        for line in lines:
+            entry = json.loads(line)
+            if entry["what"] == "begin":
+                begun[entry["value"]] = entry["pid"]
+            else:
+                begun.pop(entry["value"], None)
+        return set(begun.values())
+
     def _fault_kill(self) -> None:
-        if worker := self._any(self._workers):
+        if worker := self._victim():
             self._kill(worker.pid, signal.SIGKILL)
             self.account.faults["kill"] += 1
 
     def _fault_pause(self) -> None:
-        healthy = self._healthy()
-        if len(healthy) > 1 and (worker := self._any(healthy)):
+        if len(self._healthy()) > 1 and (worker := self._victim()):
             worker.paused_until = time.monotonic() + LEASE_SECONDS + self._dice.uniform(0.1, 1)
             self._kill(worker.pid, signal.SIGSTOP)
             self.account.faults["pause"] += 1
@@ -352,7 +377,7 @@ class Storm:
         script: dict[str, Any] = {"name": name, "k": str(dice.randrange(KEYS))}
         if workflow in (flows.Naps, flows.Listens, flows.Stuck):
             script["k"] = name if dice.random() < 0.5 else script["k"]
-        script["ms"] = dice.choice((0, 5, 20, 60, 200))
+        script["ms"] = dice.choice((0, 20, 100, 300, 800))
         script["nap"] = round(dice.uniform(0.02, 0.8), 3)
         script["topic"] = f"topic {name}" if dice.random() < 0.7 else f"topic {dice.randrange(8)}"
         if workflow is flows.Parent:
