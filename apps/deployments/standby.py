@@ -1,5 +1,6 @@
 """What falls asleep and wakes by itself: previews that nobody uses, and what the next request is for."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -59,15 +60,11 @@ def sleep_idle() -> int:
         idleness.idle_previews(since).filter(pk__gt=last).values_list("pk", flat=True)[:BATCH]
     ):
         for identifier in page:
-            with transaction.atomic():
-                deployment = lifecycle.lock(identifier)
-                delay = timedelta(0)
-                count += (
-                    desired_state.schedule_standby(
-                        deployment, delay, cause=desired_state.IDLE, overwrite=False
-                    )
-                    is not None
+            with suppress(Deployment.DoesNotExist), transaction.atomic():  # deleted since it was listed
+                scheduled = desired_state.schedule_standby(
+                    lifecycle.lock(identifier), timedelta(0), cause=desired_state.IDLE, overwrite=False
                 )
+                count += scheduled is not None
         last = page[-1]
     return count
 
