@@ -21,7 +21,7 @@ class Action(StrEnum):
     REVEAL = "read the values of variables"
     AUDIT = "read the audit log"
     MEMBERS = "manage members"
-    SUSPEND = "suspend or resume the workspace"
+    OWNERS = "grant or take the role owner"
 
 
 _VIEWER = frozenset({Action.READ, Action.TOKENS})

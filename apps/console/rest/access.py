@@ -213,9 +213,6 @@ class WorkspaceView(View):
     needs: ClassVar[Mapping[str, Action]] = {}
     """What the caller's role must allow, by method; HEAD needs what GET does."""
 
-    works_when_disabled: ClassVar[bool] = False
-    """Whether changes are accepted although the workspace is disabled."""
-
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         method = "GET" if request.method == "HEAD" else str(request.method)
@@ -228,7 +225,7 @@ class WorkspaceView(View):
             raise errors.Forbidden(
                 f"Your role {self.role} may not {needed or 'do this'}. Ask an owner of the workspace for more."
             )
-        if not self.workspace.enabled and request.method not in SAFE and not self.works_when_disabled:
+        if not self.workspace.enabled and request.method not in SAFE:
             raise errors.WorkspaceDisabled("The workspace is disabled; nothing in it can be changed.")
         self.inside.enter_context(workspace_scope(self.workspace.id))
 

@@ -194,7 +194,7 @@ def test_what_roles_may_do():
     assert table["viewer"] == {"READ", "TOKENS"}
     assert table["member"] - table["viewer"] == {"DEPLOY", "OPERATE", "CONFIGURE", "CREATE"}
     assert table["admin"] - table["member"] == {"DELETE", "APPROVE", "REVEAL", "AUDIT", "MEMBERS"}
-    assert table["owner"] - table["admin"] == {"SUSPEND"}
+    assert table["owner"] - table["admin"] == {"OWNERS"}
 
 
 @pytest.mark.parametrize("role", ROLES)
