@@ -142,7 +142,10 @@ class Agent:
                 self._desired.forget(deployment_id)
             self._save()
             self.reconciler.correct_drift()
-            await self.reconciler.tidy()
+            try:
+                await self.reconciler.tidy()
+            except OSError as error:
+                log.error("not_tidied", error=str(error))
 
     async def _keep_scaling(self) -> None:
         while True:

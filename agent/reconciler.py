@@ -26,7 +26,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from agent import health
+from agent import health, metrics
 from agent.autoscale import Load, Wish, decide
 from agent.control_plane import ControlPlane, Refused, Unreachable
 from agent.desired import Desired, Past
@@ -588,6 +588,7 @@ class Replica:
         past, timing = self._past, self._timing
         past.crashes += 1
         past.restarts += 1
+        metrics.RESTARTS.inc()
         why, _, lines = message.partition("\n")
         doubled = past.crashes - 2 if self._keeper.is_proven else past.crashes - 1
         pause = (

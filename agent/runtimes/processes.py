@@ -146,8 +146,10 @@ class _Stat:
 
 def _stat(pid: int) -> _Stat | None:
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except (OSError, UnicodeDecodeError):
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    if ")" not in text:
         return None
     # The second field is the program's name in parentheses, which may hold anything.
     fields = text[text.rindex(")") + 2 :].split()
