@@ -13,6 +13,7 @@ from apps.deployments.models import (
     DeploymentStep,
     Instance,
     OpenapiSpec,
+    Suspension,
     ScheduledChange,
     Topology,
 )
@@ -136,6 +137,12 @@ class InstanceAdmin(ReadOnlyAdmin):
     list_display = ("id", "deployment", "region", "address", "status", "restarts", "name", "updated_at")
     list_filter = ("status",)
     search_fields = ("id", "name", "address", "deployment__id")
+
+
+@admin.register(Suspension)
+class SuspensionAdmin(ReadOnlyAdmin):
+    list_display = ("app", "deployment", "workspace", "created_at")
+    search_fields = ("app__id", "deployment__id", "workspace__slug")
 
 
 @admin.register(OpenapiSpec)

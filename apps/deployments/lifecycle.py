@@ -4,6 +4,7 @@ Every function here runs inside its caller's transaction. Locks are taken in the
 deployment, streams of the change feed by name, so that no two of them wait for each other.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from apps.cluster import versions
@@ -55,6 +56,18 @@ def lock(deployment_id: str) -> Deployment:
 def lock_app(app_id: str) -> App:
     """Return an app, its row held until the transaction ends: who holds it may move its routes."""
     return App.objects.unscoped("a workflow names it by its id").select_for_update().get(pk=app_id)
+
+
+def hold_streams(deployments: Iterable[str]) -> None:
+    """Lock what stopping or starting these deployments stamps: rows first, then the streams in their order.
+
+    For transactions that change several deployments.
+    """
+    ids = list(deployments)
+    sentinels = Sentinel.objects.select_for_update().filter(deployment_id__in=ids)
+    topologies = Topology.objects.select_for_update().filter(deployment_id__in=ids)
+    streams = {row.stream for row in sentinels.order_by("deployment_id")}
+    versions.hold(streams | {row.stream for row in topologies.select_related("region").order_by("id")})
 
 
 def runtime_violations(settings: dict[str, Any]) -> list[str]:

@@ -201,6 +201,20 @@ class ScheduledChange(models.Model):
         return f"{self.deployment_id} to {self.desired_state} at {self.due_at}"
 
 
+class Suspension(models.Model):
+    """What was live in an app when its workspace was suspended; a resume starts it again."""
+
+    app: Any = models.OneToOneField(
+        "projects.App", primary_key=True, on_delete=models.CASCADE, related_name="suspension"
+    )
+    workspace: Any = models.ForeignKey("workspaces.Workspace", on_delete=models.CASCADE, related_name="+")
+    deployment: Any = models.ForeignKey(Deployment, on_delete=models.CASCADE, related_name="+")
+    created_at = models.DateTimeField(default=clock.now)
+
+    def __str__(self) -> str:
+        return f"{self.app_id} with {self.deployment_id}"
+
+
 class OpenapiSpec(Tenant):
     """The OpenAPI document that a deployment served."""
 

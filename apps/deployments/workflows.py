@@ -487,7 +487,8 @@ def wait_until_awake(run: Run) -> "JSON | Wait":
     found = queries.readiness(deployment.id)
     if found.ready:
         lifecycle.awake(deployment)
-        if gates.is_production(deployment):  # a request woke it: it is not the live one
+        live = deployment.app.current_deployment_id == deployment.id  # its workspace was resumed
+        if gates.is_production(deployment) and not live:  # a request woke it
             standby = timedelta(seconds=env.STANDBY_AFTER_SECONDS)
             desired_state.schedule_standby(deployment, standby, cause=desired_state.WOKEN)
         return {"healthy": list(found.healthy)}
@@ -534,6 +535,8 @@ def _alive(run: Run) -> Deployment:
         raise Terminal(Status.CANCELLED, "The app was deleted.")
     if deployment.environment.deleting_at:
         raise Terminal(Status.CANCELLED, "The environment was deleted.")
+    if deployment.workspace.suspended_at:
+        raise Terminal(Status.CANCELLED, "The workspace was suspended.")
     return deployment
 
 

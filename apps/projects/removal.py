@@ -16,7 +16,7 @@ from apps.cluster import compaction, versions
 from apps.deployments import lifecycle
 from apps.deployments.models import Deployment, Instance, Topology
 from apps.projects.models import App, Environment, Project
-from apps.routing.models import FrontlineRoute, Sentinel
+from apps.routing.models import FrontlineRoute
 from apps.workflows.engine import State, WorkflowRun, cancel
 from unkey import clock
 from unkey.actors import Actor
@@ -58,20 +58,12 @@ def stop_deployments(environments: Sequence[str]) -> bool:
             app.is_rolled_back = False
             app.save(update_fields=["current_deployment", "is_rolled_back"])
     deployments = [lifecycle.lock(deployment_id) for deployment_id, _ in found]
-    hold_streams([deployment.id for deployment in deployments])
+    lifecycle.hold_streams([deployment.id for deployment in deployments])
     for deployment in deployments:
         lifecycle.cancel_scheduled(deployment)
         lifecycle.give_up(deployment, Deployment.Status.CANCELLED, WHY)
         lifecycle.set_desired_state(deployment, Deployment.DesiredState.STOPPED)
     return bool(found)
-
-
-def hold_streams(deployments: Sequence[str]) -> None:
-    """Lock what stopping these deployments stamps: their rows first, then the streams in their order."""
-    sentinels = Sentinel.objects.select_for_update().filter(deployment_id__in=deployments)
-    topologies = Topology.objects.select_for_update().filter(deployment_id__in=deployments)
-    streams = {row.stream for row in sentinels}
-    versions.hold(streams | {row.stream for row in topologies.select_related("region")})
 
 
 def end_runs(environments: Sequence[str]) -> bool:

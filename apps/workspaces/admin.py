@@ -4,6 +4,7 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
+from apps.deployments import teardown
 from apps.workspaces import members, services
 from apps.workspaces.models import Membership, PersonalToken, RootKey, Workspace
 from unkey.admin import ReadOnlyAdmin, RowsInline, actor_of
@@ -22,11 +23,21 @@ class RootKeyInline(RowsInline):
 
 @admin.register(Workspace)
 class WorkspaceAdmin(ReadOnlyAdmin):
-    list_display = ("slug", "name", "enabled", "id", "created_at")
+    list_display = ("slug", "name", "enabled", "suspended_at", "id", "created_at")
     list_filter = ("enabled",)
     search_fields = ("id", "slug", "name")
     inlines = (MembershipInline, RootKeyInline)
-    actions = ("enable", "disable")
+    actions = ("enable", "disable", "suspend", "resume")
+
+    @admin.action(description="Suspend: stop what it runs, start nothing", permissions=["operate"])
+    def suspend(self, request: HttpRequest, chosen: QuerySet[Workspace]) -> None:
+        for workspace in chosen:
+            teardown.suspend(workspace, actor=actor_of(request))
+
+    @admin.action(description="Resume: start what was live", permissions=["operate"])
+    def resume(self, request: HttpRequest, chosen: QuerySet[Workspace]) -> None:
+        for workspace in chosen:
+            teardown.resume(workspace, actor=actor_of(request))
 
     @admin.action(description="Enable: its keys and root keys work", permissions=["operate"])
     def enable(self, request: HttpRequest, chosen: QuerySet[Workspace]) -> None:
