@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from agent.runtimes.base import Runtime
 
 HEARTBEAT_SECONDS = 5.0
 DRIFT_SECONDS = 60.0
+WHOLE_SECONDS = 600.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 
@@ -31,6 +33,7 @@ class Agent:
         url: where the agent's own server answers.
         timing: how long to wait for what.
         drift_seconds: between two passes that correct drift.
+        whole_seconds: after so long the whole state is asked for once more, in case a row was lost.
     """
 
     def __init__(
@@ -42,10 +45,13 @@ class Agent:
         url: str,
         timing: Timing,
         drift_seconds: float = DRIFT_SECONDS,
+        whole_seconds: float = WHOLE_SECONDS,
     ) -> None:
         self._control = control
         self._url = url
         self._drift_seconds = drift_seconds
+        self._whole_seconds = whole_seconds
+        self._whole_at = self._next_whole()
         self._stream = f"topologies:{control.region}"
         self._desired = Desired(root / "state.json")
         self._scale_seconds = timing.scale
@@ -82,16 +88,28 @@ class Agent:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (no secret)
 
     async def _watch(self) -> None:
+        """Read the stream until it ends, or until it is time for the whole state."""
+        version = self._desired.version
+        if time.monotonic() >= self._whole_at:
+            version, self._whole_at = 0, self._next_whole()
         self._desired.begin()
-        async with self._control.watch(self._desired.version) as lines:
-            metrics.CONNECTED.set(1)
-            async for line in lines:
-                try:
-                    event = wire.decode(line)
-                except wire.BadRow as error:
-                    await self._skip(error)
-                    continue
-                self._apply(event)
+        with suppress(TimeoutError):
+            async with (
+                asyncio.timeout(self._whole_at - time.monotonic()),
+                self._control.watch(version) as lines,
+            ):
+                metrics.CONNECTED.set(1)
+                async for line in lines:
+                    try:
+                        event = wire.decode(line)
+                    except wire.BadRow as error:
+                        await self._skip(error)
+                        continue
+                    self._apply(event)
+
+    def _next_whole(self) -> float:
+        # Not all agents of a control plane that was away at the same time.
+        return time.monotonic() + self._whole_seconds * random.uniform(0.8, 1.2)  # noqa: S311  (no secret)
 
     def _apply(self, event: wire.Event) -> None:
         if isinstance(event, wire.Topology):

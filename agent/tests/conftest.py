@@ -83,7 +83,9 @@ def in_process(plane: FakeControlPlane, root: Path, environments: Path):
         (root / "environments").symlink_to(environments)
 
     @asynccontextmanager
-    async def running(drift_seconds: float = 60.0, **timing: float) -> AsyncIterator[Agent]:
+    async def running(
+        drift_seconds: float = 60.0, whole_seconds: float = 600.0, **timing: float
+    ) -> AsyncIterator[Agent]:
         control = control_for(plane)
         runtime = ProcessRuntime(root, control, LIMITS)
         agent = Agent(
@@ -93,6 +95,7 @@ def in_process(plane: FakeControlPlane, root: Path, environments: Path):
             url="http://127.0.0.1:1",
             timing=replace(FAST, **timing),  # type: ignore[arg-type]
             drift_seconds=drift_seconds,
+            whole_seconds=whole_seconds,
         )
         task = asyncio.create_task(agent.run())
         try:

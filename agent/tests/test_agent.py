@@ -250,6 +250,24 @@ def test_lost_stream_is_resumed_from_the_version_that_was_applied(plane, image, 
     assert plane.watched[:2] == [0, 1]
 
 
+def test_a_row_that_was_lost_is_made_good_by_the_next_whole_state(plane, image, in_process):
+    plane.topology("d_1", image, PYTHON)
+    plane.topology("d_2", image, PYTHON)
+
+    async def scenario():
+        async with in_process(whole_seconds=1.0):
+            (kept,) = await asyncio.to_thread(plane.running, "d_2")
+            with plane.changed:  # changed, but with a version that the agent has passed
+                plane.rows["d_1"] = plane.rows["d_1"].replace(
+                    b'"desired": "running"', b'"desired": "stopped"'
+                )
+            await plane.soon(lambda: plane.instances("d_1") == [])
+            assert plane.instances("d_2") == [kept]
+
+    run(scenario())
+    assert plane.watched.count(0) >= 2
+
+
 def test_what_the_whole_state_lacks_is_stopped(plane, image, in_process):
     plane.topology("d_1", image, PYTHON)
 
