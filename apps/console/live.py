@@ -470,8 +470,8 @@ def _position(last_id: str) -> tuple[Known, int, tuple[int, int]]:
 def _allowed_origin(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
     """Let pages read the stream that come from the same host by another port, as web's do."""
     origin = headers.get("origin", "")
-    host = urlsplit(f"//{headers.get('host', '')}").hostname
-    same = origin in settings.CSRF_TRUSTED_ORIGINS or (host and urlsplit(origin).hostname == host)
+    host = _host(f"//{headers.get('host', '')}")
+    same = origin in settings.CSRF_TRUSTED_ORIGINS or (host and _host(origin) == host)
     if not origin or not same:
         return []
     return [
@@ -479,6 +479,13 @@ def _allowed_origin(headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
         (b"access-control-allow-credentials", b"true"),
         (b"vary", b"Origin"),
     ]
+
+
+def _host(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
 
 
 def _reading(read: Callable[[], _T]) -> _T:

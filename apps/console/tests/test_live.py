@@ -177,6 +177,17 @@ def test_whoever_may_not_is_refused(
     assert refused(events_of(owner), good) == not_found
 
 
+@pytest.mark.parametrize(
+    "header",
+    [b"Host: [", b"Origin: http://[", b"Cookie: sessionid=\xff", b"Cookie: =;;=", b"Authorization: \xff x"],
+)
+def test_odd_headers_are_refused_and_no_fault_of_ours(header: bytes, feed_url: str):
+    address = urlsplit(feed_url)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as odd:
+        odd.sendall(b"GET /api/workspaces/x/events HTTP/1.1\r\n%b\r\n\r\n" % header)
+        assert odd.recv(4096).startswith(b"HTTP/1.1 401 ")
+
+
 def test_a_ticket_opens_for_a_minute(monkeypatch: pytest.MonkeyPatch):
     made = tickets.sign(tickets.Ticket(1, "ws_1"))
     assert tickets.read(made) == tickets.Ticket(1, "ws_1")

@@ -575,3 +575,33 @@ def test_what_is_no_json_is_refused(raw: bytes, owner: Caller):
     assert answer.status_code == 400
     text = owner.client.generic("POST", where, b"name=x", content_type="text/plain", headers=sent)
     assert text.status_code == 415
+
+
+@pytest.mark.parametrize(
+    "name", ["%00", "%ED%A0%80", "%F0%9F%92%A9", "'\";--", "x" * 3000, "..", "%25", "%0A"]
+)
+def test_odd_names_are_not_found_or_refused(name: str, owner: Caller):
+    for path in (
+        f"projects/{name}",
+        f"projects/shop/apps/{name}",
+        f"projects/shop/apps/default/environments/{name}",
+        f"{PRODUCTION}/variables/{name}/reveal",
+        f"deployments/{name}",
+        f"runs/{name}",
+        f"deployments?project={name}",
+        f"deployments?search={name}",
+        f"audit?search={name}&actor={name}",
+        f"runs?deployment={name}",
+        f"projects?cursor={name}",
+    ):
+        method = "POST" if path.endswith("reveal") else "GET"
+        assert owner.send(method, path).status in (200, 400, 404), path
+    assert owner.send("GET", f"/api/workspaces/{name}").status == 404
+
+
+@pytest.mark.parametrize(
+    "header", ["Bearer", "Bearer unkey_pat_", "Basic x", "Bearer unkey_pat_\xff", "unkey_pat_x"]
+)
+def test_odd_credentials_are_refused(header: str, owner: Caller):
+    problem = owner.refused("GET", "projects", status=401, Authorization=header)
+    assert problem["code"] == "err:unkey:authentication:invalid_credentials"
