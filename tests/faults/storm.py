@@ -29,8 +29,10 @@ from tests.faults.servers import Database, Mariadb
 from tests.faults.storm_settings import LEASE_SECONDS
 from unkey.env import ROOT
 
-WORKERS = 5
+WORKERS = 6
 GRACE_SECONDS = 5.0
+LINE_BYTES = 150  # about one line of the ledger
+LONGEST_PAUSE_SECONDS = 2.0
 KEYS = 6
 
 _T = TypeVar("_T")
@@ -152,10 +154,7 @@ class Storm:
                     self._start_one()
                 if self._fallen() < self._wanted_faults:
                     self._one_fault()
-                end = time.monotonic() + self._dice.uniform(0.02, 0.35)
-                while time.monotonic() < end:
-                    self._tend()
-                    time.sleep(0.02)
+                self._let_work(self._dice.randint(0, 4))
                 if self._fallen() >= last_said + 50:
                     last_said = self._fallen()
                     self._say(f"{len(self.account.started)} runs started, {self._fallen()} faults")
@@ -176,6 +175,21 @@ class Storm:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
         self._workers.clear()
+
+    def _let_work(self, lines: int) -> None:
+        """Wait until the ledger has grown: faults that only meet workers that begin prove nothing."""
+        ledger = self._room / "ledger"
+
+        def size() -> int:
+            return ledger.stat().st_size if ledger.exists() else 0
+
+        enough = size() + lines * LINE_BYTES
+        end = time.monotonic() + LONGEST_PAUSE_SECONDS
+        while True:
+            self._tend()
+            if size() >= enough or time.monotonic() > end:
+                return
+            time.sleep(0.02)
 
     def _calm(self) -> None:
         (self._room / "armed").unlink(missing_ok=True)
