@@ -11,8 +11,8 @@ from agent.server import Server
 class NoInstances:
     """A reconciler that keeps nothing."""
 
-    def states(self):
-        return {}
+    async def logs(self, deployment_id, tail):
+        return []
 
 
 async def status(authorization: str) -> int:
@@ -21,7 +21,7 @@ async def status(authorization: str) -> int:
     try:
         port = server._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"GET /metrics HTTP/1.1\r\nAuthorization: {authorization}\r\n\r\n".encode())
+        writer.write(f"GET /logs?deployment=d_1 HTTP/1.1\r\nAuthorization: {authorization}\r\n\r\n".encode())
         answer = await reader.read()
         writer.close()
         await writer.wait_closed()
@@ -42,5 +42,5 @@ async def status(authorization: str) -> int:
         ("other", 401),
     ],
 )
-def test_metrics_are_for_the_control_plane(token, expected):
+def test_logs_are_for_the_control_plane(token, expected):
     assert asyncio.run(status(f"Bearer {token}")) == expected
