@@ -182,6 +182,8 @@ class TopologySerializer(serializers.Serializer[Any]):
     desiredState = serializers.CharField(source="desired_status")
     min = serializers.IntegerField(source="replicas_min")
     max = serializers.IntegerField(source="replicas_max")
+    thresholdCpu = serializers.IntegerField(source="threshold_cpu", allow_null=True)
+    thresholdMemory = serializers.IntegerField(source="threshold_memory", allow_null=True)
 
 
 class LogLineSerializer(serializers.Serializer[Any]):

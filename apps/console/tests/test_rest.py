@@ -18,10 +18,11 @@ from apps.audit.models import AuditLog
 from apps.builds.models import Snapshot
 from apps.console.models import KeptAnswer
 from apps.console.rest import once, pages
+from apps.console.rest.projects import Settings, _column
 from apps.console.tests.conftest import Caller, Join
 from apps.deployments.models import Deployment
 from apps.deployments.tests.conftest import Platform, archive
-from apps.projects.models import Project
+from apps.projects.models import Environment, Project
 from apps.workflows.sweeper import drain
 from unkey import clock, errors
 from unkey.rpc.testing import Tenant
@@ -184,6 +185,12 @@ def test_settings_and_regions(owner: Caller):
     problem = owner.refused("PATCH", f"{PRODUCTION}/settings", {"memoryMib": 10**6}, status=400)
     assert problem["code"] == "err:unkey:application:invalid_environment_settings"
     assert problem["violations"][0]["location"] == "body.memoryMib"
+
+
+def test_every_setting_that_a_body_may_have_is_kept():
+    fields = set(Settings._CHANGES.schema["properties"]) - {"vCpus", "regions"}
+    columns = {field.name for field in Environment._meta.fields}
+    assert {_column(field) for field in fields} <= columns
 
 
 def test_an_environment_is_deleted_unless_it_is_protected(owner: Caller):
