@@ -53,8 +53,8 @@ def retry(run_id: str, *, by: str = "") -> WorkflowRun:
             raise Refused(f"the running code has no workflow named {row.service}")
         made = start(workflow, row.input, workspace_id=row.workspace_id, urgent=row.urgent)
         for each, what, other in ((made, What.RETRY_OF, row), (row, What.RETRIED_AS, made)):
-            trail = added(each.trail, what, clock.now(), text=_by(by), run_id=other.id)
-            WorkflowRun.objects.filter(id=each.id).update(trail=trail)
+            each.trail = added(each.trail, what, clock.now(), text=_by(by), run_id=other.id)
+            WorkflowRun.objects.filter(id=each.id).update(trail=each.trail)
     return made
 
 
