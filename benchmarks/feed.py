@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import uvloop
 
 BAR_SECONDS = 1.0
 BAR_GROWTH = 8 * 1024 * 1024
@@ -296,7 +297,7 @@ def _run(var: Path, options: argparse.Namespace) -> int:
         for count in (max(1, options.agents // 10), options.agents):
             changes = Changes(ids)
             used = sum(process.cpu_times()[:2])
-            seen = asyncio.run(watch(port, token, count, options.seconds, changes, version))
+            seen = uvloop.run(watch(port, token, count, options.seconds, changes, version))
             version += len(changes.committed)
             delays, memory = seen["delays"], process.memory_info().rss - idle
             loads.append(seen["reads"])
