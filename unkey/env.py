@@ -389,6 +389,13 @@ SETTINGS: tuple[Setting, ...] = (
         "21600",
         "how long a preview without requests keeps running; a request wakes it",
     ),
+    Setting(
+        "QUOTA_MAIL_FROM",
+        "address",
+        str,
+        "",
+        "sender of mails to owners whose workspace is past a monthly limit; empty: none are sent",
+    ),
     Setting("WEB_URL", "url", str, "", "where satellites and the edge reach web; empty: this machine"),
     Setting("FEED_URL", "url", str, "", "where agents reach feed; empty: this machine"),
     Setting(

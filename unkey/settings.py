@@ -160,6 +160,17 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
         "schedule": 86_400.0,
         "options": {"queue": "default", "expires": 3600.0},
     },
+    # By the calendar day, which the workflow's key names: often is cheap, and a late start catches up.
+    "quota: refill the keys whose day it is": {
+        "task": "quota.refill_keys",
+        "schedule": 60.0,
+        "options": {"queue": "default", "expires": 60.0},
+    },
+    "quota: tell who is past a monthly limit": {
+        "task": "quota.check",
+        "schedule": 3600.0,
+        "options": {"queue": "default", "expires": 3600.0},
+    },
     "keys: end leases of edges that are gone": {
         "task": "keys.lapse_leases",
         "schedule": 300.0,
