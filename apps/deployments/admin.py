@@ -13,8 +13,8 @@ from apps.deployments.models import (
     DeploymentStep,
     Instance,
     OpenapiSpec,
-    Suspension,
     ScheduledChange,
+    Suspension,
     Topology,
 )
 from unkey.admin import ReadOnlyAdmin, RowsInline, actor_of
