@@ -1,4 +1,4 @@
-"""The published Python SDK's models read every answer, wholly: nothing missing, nothing unknown."""
+"""The published Python SDK's models read every answer, wholly: nothing missing, nothing unknown but `MORE`."""
 
 import json
 import subprocess
@@ -31,6 +31,8 @@ OURS = {
     "deployments.redeployDeployment",
     "snapshots.createSnapshot",
 }
+# What a deployment says beyond the published models, which drop it; see docs/differences.md.
+MORE = ("asleepSince", "instances", "objection")
 HEALTHCHECK = {
     "method": "GET",
     "path": "/health",
@@ -201,6 +203,16 @@ def _deployments(call: Recorder, api: str) -> None:
     call("projects.deleteProject", project)
 
 
+def _without_more(answer: Any) -> Any:
+    """Leave out of an answer about deployments what is beyond the published models."""
+    rows = answer.get("data")
+    for row in rows if isinstance(rows, list) else [rows]:
+        if isinstance(row, dict) and "availableActions" in row:
+            for name in MORE:
+                row.pop(name, None)
+    return answer
+
+
 def test_every_answer_is_read_wholly_by_the_published_models(tenant: Tenant) -> None:
     call = Recorder(tenant)
     api = _keys(call)
@@ -223,7 +235,9 @@ def test_every_answer_is_read_wholly_by_the_published_models(tenant: Tenant) -> 
 
     done = subprocess.run(
         [sys.executable, "-I", "-W", "ignore", str(Path(__file__).with_name("sdk_models.py"))],
-        input=json.dumps([answer for answer in call.answers if answer[0] != "liveness"]),
+        input=json.dumps(
+            [(name, _without_more(answer)) for name, answer in call.answers if name != "liveness"]
+        ),
         capture_output=True,
         text=True,
         timeout=60,
