@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("verify", "proxy", "workflow", "deploy", "switch", "feed")
+BENCHMARKS = ("verify", "proxy", "workflow", "recover", "deploy", "switch", "feed")
 
 
 def main() -> int:
