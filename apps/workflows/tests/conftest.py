@@ -21,13 +21,15 @@ Until = Callable[[Callable[[], object]], None]
 
 
 @pytest.fixture
-def until() -> Until:
-    """Wait for a condition; its own time-out is 90 s."""
+def until(request: pytest.FixtureRequest) -> Until:
+    """Wait for a condition; its own time-out is a little less than the test's."""
+    marker = request.node.get_closest_marker("timeout")
+    seconds = (marker.args[0] if marker else 120) - 30
 
     def wait(condition: Callable[[], object]) -> None:
-        end = time.monotonic() + 90
+        end = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < end, "waited for 90 s in vain"
+            assert time.monotonic() < end, f"waited for {seconds} s in vain"
             time.sleep(0.01)
 
     return wait

@@ -21,7 +21,7 @@ from apps.workflows.tests.conftest import Until, database_url
 from unkey.env import ROOT, env
 
 # Several workers start in one test, which takes its time on a machine that has much to do.
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(300)
 
 Celery = Callable[..., subprocess.Popen[bytes]]
 
@@ -60,7 +60,7 @@ def in_process(broker: str, code: str) -> str:
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 0, done.stderr
