@@ -5,7 +5,6 @@ with one version when it goes. Their rows are locked before the stream, as in `s
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from django.db import IntegrityError, transaction
 from django.db.models import QuerySet
@@ -47,8 +46,8 @@ def delete_permission(permission: Permission, *, actor: Actor) -> None:
     with transaction.atomic():
         _stamp(
             permission.workspace_id,
-            Key.permissions.through._default_manager.filter(permission=permission),
-            Role.permissions.through._default_manager.filter(permission=permission),
+            Key.objects.filter(permissions=permission),
+            Role.objects.filter(permissions=permission),
         )
         found = Permission.objects.select_for_update().filter(pk=permission.pk).first()
         if found is None:
@@ -92,8 +91,7 @@ def delete_role(role: Role, *, actor: Actor) -> None:
         RoleNotFound: it was deleted already.
     """
     with transaction.atomic():
-        links = Key.roles.through._default_manager.filter(role=role)
-        _stamp(role.workspace_id, links, links)
+        _stamp(role.workspace_id, Key.objects.filter(roles=role), Role.objects.filter(pk=role.pk))
         found = Role.objects.select_for_update().filter(pk=role.pk).first()
         if found is None:
             raise role_not_found(role.name)
@@ -135,12 +133,11 @@ def _tell(event: str, role: Role, permissions: Iterable[Permission], actor: Acto
     audit.record(event, actor=actor, workspace_id=role.workspace_id, targets=[role, *permissions])
 
 
-def _stamp(workspace_id: str, keys: "QuerySet[Any]", roles: "QuerySet[Any]") -> None:
-    """Give keys and roles, named by their links, one new version of the workspace's stream."""
-    holders: list[tuple[Any, Any]] = [(Key, keys.values("key_id")), (Role, roles.values("role_id"))]
-    for model, ids in holders:
-        list(model.objects.filter(pk__in=ids).order_by("pk").select_for_update().values_list("pk"))
+def _stamp(workspace_id: str, keys: QuerySet[Key], roles: QuerySet[Role]) -> None:
+    """Give keys and roles one new version of the workspace's stream."""
+    for rows in (keys, roles):
+        list(rows.order_by("pk").select_for_update().values_list("pk"))
     version = versions.next_version(f"keys:{shard_of(workspace_id)}")
-    for model, ids in holders:
-        # What has come since is caught here: nothing more can come while the stream is held.
-        model.objects.filter(pk__in=ids).update(version=version)
+    # What has come since the rows were locked is caught here: nothing comes while the stream is held.
+    keys.update(version=version)
+    roles.update(version=version)
