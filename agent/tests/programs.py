@@ -66,15 +66,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
 """
 
-# Burns CPU in a child of another session while the file BURN is there.
+# Burns CPU in children of other sessions while the file BURN is there: several, so that they get something
+# of a busy machine, too.
 BURNER = (
     """
 import os, subprocess, sys, time
 if len(sys.argv) == 1:
-    subprocess.Popen([sys.executable, __file__, "child"], start_new_session=True)
+    for _ in range(4):
+        subprocess.Popen([sys.executable, __file__, "child"], start_new_session=True)
 else:
     while True:
-        time.sleep(0.05)
+        time.sleep(0.1)
         until = time.monotonic() + 0.1
         while os.path.exists(os.environ["BURN"]) and time.monotonic() < until:
             pass

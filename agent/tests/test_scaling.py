@@ -17,10 +17,10 @@ def test_instances_follow_their_load_up_and_down(plane, in_process, tmp_path):
     burn = tmp_path / "burn"
     image = plane.snapshot(tmp_path / "app", {"app.py": programs.BURNER})
     plane.secrets["d_1"] = {"BURN": str(burn)}
-    plane.topology("d_1", image, PYTHON, replicasMax=3, settings={"cpuMillicores": 100})
+    plane.topology("d_1", image, PYTHON, replicasMax=3, settings={"cpuMillicores": 50})
 
     async def scenario():
-        async with in_process(scale=0.3, calm=1.0) as agent:
+        async with in_process(scale=0.5, calm=1.2, default_interval=5.0) as agent:
             await asyncio.to_thread(plane.running, "d_1")
             burn.touch()
             three = await asyncio.to_thread(plane.running, "d_1", 3)
