@@ -33,7 +33,7 @@ from unkey import clock
 log = structlog.get_logger("workflows")
 
 BUDGET_SECONDS = 0.025
-SLOW_SECONDS = 0.01
+SLOW_SECONDS = 0.02
 
 
 class Pace:
@@ -152,6 +152,7 @@ class Group:
         self._several = len(keys) + len(outcomes) > 1
         self._began = time.monotonic()
         self._now = clock.now()
+        self._lease_time = leases.lease_time()
         self._holds: dict[str, Hold] = {}
         self._rows: dict[str, RunRow] = {}
         self._entries: list[Entry] = []
@@ -408,7 +409,7 @@ class Group:
                 return
             self.taken += 1
             hold.place = True
-        lease_time = leases.lease_time()
+        lease_time = self._lease_time
         if not hold.ours or key.holder != row.id:
             key.epoch += 1
             key.holder, key.exclusive = row.id, row.exclusive

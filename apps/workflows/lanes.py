@@ -18,7 +18,7 @@ import structlog
 from django.db import DatabaseError, InterfaceError, close_old_connections, connection, connections
 
 from apps.workflows.driver import SLICE_SECONDS, commit
-from apps.workflows.group import Crew, Done
+from apps.workflows.group import SLOW_SECONDS, Crew, Done
 from apps.workflows.outside import Pool
 from apps.workflows.turns import Outcome
 
@@ -202,11 +202,11 @@ class Lanes:
             self._want(key)
 
     def _keeps_place(self, key: str) -> bool:
+        if not self._blocked:  # looked at without the lock: whoever is blocked now waits one step more
+            return True
         with self._changed:
             hand = self._hand.get(key)
-            if not self._blocked or hand is None:
-                return True
-            return time.monotonic() - hand.since < SLICE_SECONDS
+            return hand is None or time.monotonic() - hand.since < SLICE_SECONDS
 
     # -- a lane ------------------------------------------------------------------------------------
 
@@ -223,13 +223,14 @@ class Lanes:
                 if time.monotonic() - checked > CHECK_SECONDS:
                     close_old_connections()
                     checked = time.monotonic()
+                began = time.monotonic()
                 try:
                     self._commit(keys, outcomes)
                 except (DatabaseError, InterfaceError) as error:
                     log.warning("workflow steps not recorded yet: the database is away", error=str(error))
                     self._stopping.wait(AWAY_SECONDS)
                     close_old_connections()
-                if alone:
+                if alone and time.monotonic() - began < SLOW_SECONDS:
                     self._after_alone()
         finally:
             connections.close_all()
@@ -259,7 +260,7 @@ class Lanes:
             return keys, outcomes, False
 
     def _after_alone(self) -> None:
-        """What waits to be alone may have turned out to be quick: let the next group look."""
+        """A part that was taken for slow was quick: let the next group look at the others."""
         with self._changed:
             while self._alone:
                 item = self._alone.popleft()
