@@ -1,5 +1,6 @@
 """Reads for satellites and for those who wait for them: heads, topologies, live agents and edges."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -59,26 +60,32 @@ def topologies_after(region: str, version: int, *, limit: int, settled: int = 0)
         ).exclude(status=Instance.Status.GONE)
         running = Q(desired_status=Deployment.DesiredState.RUNNING)
         rows = rows.filter(running | Exists(may_run) | Q(version__gt=settled))
-    return [_event(row) for row in rows.select_related("deployment")[:limit]]
+    # Not as models: a whole state is read several times as fast without the columns that nobody is told.
+    return [_event(row) for row in rows.values_list(*_FIELDS.values())[:limit]]
 
 
-def _event(row: Topology) -> dict[str, Any]:
-    deployment = row.deployment
-    return {
-        "type": "topology",
-        "version": row.version,
-        "deploymentId": deployment.id,
-        "environmentId": deployment.environment_id,
-        "workspaceId": deployment.workspace_id,
-        "projectId": deployment.project_id,
-        "appId": deployment.app_id,
-        "desired": row.desired_status,
-        "replicas": row.replicas_min,
-        "replicasMax": row.replicas_max,
-        "thresholdCpu": row.threshold_cpu,
-        "thresholdMemory": row.threshold_memory,
-        "image": deployment.image,
-        "plan": deployment.plan,
-        "settings": deployment.settings,
-        "variables": [variable["key"] for variable in deployment.variables],
-    }
+_FIELDS = {
+    "version": "version",
+    "deploymentId": "deployment_id",
+    "environmentId": "deployment__environment_id",
+    "workspaceId": "deployment__workspace_id",
+    "projectId": "deployment__project_id",
+    "appId": "deployment__app_id",
+    "desired": "desired_status",
+    "replicas": "replicas_min",
+    "replicasMax": "replicas_max",
+    "thresholdCpu": "threshold_cpu",
+    "thresholdMemory": "threshold_memory",
+    "image": "deployment__image",
+    "plan": "deployment__plan",
+    "settings": "deployment__settings",
+    "variables": "deployment__variables",
+}
+"""What an agent is told of a topology, and the column that says it."""
+
+
+def _event(row: Sequence[Any]) -> dict[str, Any]:
+    event = {"type": "topology", **dict(zip(_FIELDS, row, strict=True))}
+    # Their values are asked for by those who start an instance, at that moment.
+    event["variables"] = [variable["key"] for variable in event["variables"]]
+    return event
