@@ -8,6 +8,8 @@ from django.db.models import Count, Q, QuerySet
 from apps.builds.models import BuildSlot
 from apps.deployments.models import Deployment, Instance, Topology
 from apps.projects.models import App, Environment, Project
+from apps.quota.check import period_of_now
+from apps.quota.models import Usage
 from apps.routing.models import FrontlineRoute
 from apps.workflows.models import WorkflowRun, WorkflowStep
 from unkey.search import containing
@@ -107,15 +109,13 @@ def children(run: WorkflowRun) -> list[str]:
     return list(rows.order_by("arrival").values_list("id", flat=True)[:RUNS_SHOWN])
 
 
-def usage(workspace_id: str) -> dict[str, int]:
-    """Return what the workspace has and runs at the moment.
+def usage(workspace_id: str) -> dict[str, Any]:
+    """Return what the workspace has and runs at the moment, and what it has used of the month.
 
     CPU, memory and storage are those that its running instances may take at most.
     """
-    running = Instance.objects.filter(
-        deployment__workspace_id=workspace_id, status=Instance.Status.RUNNING
-    ).select_related("deployment")
-    totals = {"instances": 0, "cpu_millicores": 0, "memory_mib": 0, "storage_mib": 0}
+    running = Instance.objects.filter(deployment__workspace_id=workspace_id, status=Instance.Status.RUNNING)
+    totals: dict[str, Any] = {"instances": 0, "cpu_millicores": 0, "memory_mib": 0, "storage_mib": 0}
     counted = running.values("deployment_id").annotate(instances=Count("id"))
     counts = {row["deployment_id"]: row["instances"] for row in counted.order_by()}
     frozen = Deployment.objects.filter(pk__in=list(counts)).values_list("id", "settings")
@@ -125,7 +125,12 @@ def usage(workspace_id: str) -> dict[str, int]:
         totals["cpu_millicores"] += number * settings["cpuMillicores"]
         totals["memory_mib"] += number * settings["memoryMib"]
         totals["storage_mib"] += number * settings["storageMib"]
+    period = period_of_now()
+    month = Usage.objects.filter(workspace_id=workspace_id, period=period).first() or Usage()
     return totals | {
+        "period": period,
+        "verifications": month.verifications,
+        "ratelimits": month.ratelimits,
         "projects": Project.objects.filter(deleting_at=None).count(),
         "apps": App.objects.filter(deleting_at=None).count(),
         "environments": Environment.objects.filter(deleting_at=None).count(),

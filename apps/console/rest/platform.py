@@ -151,6 +151,9 @@ class LimitsSerializer(serializers.Serializer[Any]):
     storageMibPerInstanceMax = serializers.IntegerField(source="storage_mib_per_instance_max")
     replicasMax = serializers.IntegerField(source="replicas_max")
     auditRetentionDays = serializers.IntegerField(source="audit_retention_days")
+    billableOperationsPerMonth = serializers.IntegerField(
+        source="billable_operations_per_month", allow_null=True, help_text="more is told, not refused"
+    )
 
 
 class UsageSerializer(serializers.Serializer[Any]):
@@ -166,6 +169,9 @@ class UsageSerializer(serializers.Serializer[Any]):
     storageMib = serializers.IntegerField(source="storage_mib")
     builds = serializers.IntegerField()
     buildsWaiting = serializers.IntegerField(source="builds_waiting")
+    period = serializers.CharField(help_text="the calendar month of the next two, YYYY-MM in UTC")
+    verifications = serializers.IntegerField()
+    ratelimits = serializers.IntegerField()
 
 
 class LimitsAndUsageSerializer(serializers.Serializer[Any]):

@@ -23,6 +23,7 @@ from apps.console.tests.conftest import Caller, Join
 from apps.deployments.models import Deployment
 from apps.deployments.tests.conftest import Platform, archive
 from apps.projects.models import Environment, Project
+from apps.quota.models import Usage
 from apps.workflows.sweeper import drain
 from unkey import clock, errors
 from unkey.rpc.testing import Tenant
@@ -185,6 +186,31 @@ def test_settings_and_regions(owner: Caller):
     problem = owner.refused("PATCH", f"{PRODUCTION}/settings", {"memoryMib": 10**6}, status=400)
     assert problem["code"] == "err:unkey:application:invalid_environment_settings"
     assert problem["violations"][0]["location"] == "body.memoryMib"
+
+
+def test_limits_stand_beside_what_is_used(owner: Caller, platform: Platform):
+    platform.deploy()
+    period = clock.now().strftime("%Y-%m")
+    Usage.objects.create(workspace=owner.workspace, period=period, verifications=7, ratelimits=3)
+    Usage.objects.create(workspace=owner.workspace, period="2020-01", verifications=9)
+    shown = owner("GET", "limits")
+    assert shown["limits"]["memoryMibMax"] == 131_072
+    assert shown["limits"]["billableOperationsPerMonth"] is None
+    assert shown["usage"] == {
+        "projects": 1,
+        "apps": 1,
+        "environments": 2,
+        "deploymentsRunning": 1,
+        "instances": 1,
+        "cpuMillicores": 250,
+        "memoryMib": 256,
+        "storageMib": 0,
+        "builds": 0,
+        "buildsWaiting": 0,
+        "period": period,
+        "verifications": 7,
+        "ratelimits": 3,
+    }
 
 
 def test_every_setting_that_a_body_may_have_is_kept():
