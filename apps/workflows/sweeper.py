@@ -120,6 +120,11 @@ class Dispatcher:
             return False
         return self._lanes.offer(key)
 
+    def wake(self, key: str) -> None:
+        """Take a wake-up from the broker and return at once; the sweeper finds what there is no room for."""
+        if not self._lanes.offer(key):
+            self._wanted.set()
+
     def due_at(self, moment: datetime) -> None:
         """Sweep at this time, if that is sooner than planned."""
         with self._guard:

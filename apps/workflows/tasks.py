@@ -19,11 +19,11 @@ _dispatcher: sweeper.Dispatcher | None = None
 
 @app.task(name=wakeups.TASK, ignore_result=True)
 def drive(key: str) -> None:
-    """Drive the runs of a key."""
+    """Wake a key: the message is done at once, so that no step outlives a time-out of the broker."""
     if _dispatcher is None:
         Driver().drive(key)
     else:
-        _dispatcher.drive(key)
+        _dispatcher.wake(key)
 
 
 @app.task(name="workflows.sweep", ignore_result=True)
