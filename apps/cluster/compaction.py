@@ -24,7 +24,6 @@ from unkey.tenancy import unscoped
 
 BATCH = 500
 KEPT_AFTER_END = timedelta(hours=1)  # for people who look why
-_REASON = "compaction looks at every workspace"
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +42,7 @@ def passed(stream: str) -> int:
 def compact() -> dict[str, int]:
     """Remove what every edge has passed; return how many rows of each stream."""
     before = clock.now() - KEPT_AFTER_END
-    with unscoped(_REASON):
+    with unscoped("compaction looks at every workspace"):
         return {
             "instances": _compact("instances", lambda: _ended_instances(before)),
             "routes": _compact("routes", lambda: _ended_routes(before)),
