@@ -103,7 +103,6 @@ class WorkflowRunAdmin(ReadOnlyAdmin):
         "workspace_id",
         "created_at",
         "took",
-        "key",
         "error",
     )
     list_filter = ("state", ServiceFilter, WorkspaceFilter, "created_at", "queue")

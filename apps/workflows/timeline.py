@@ -75,7 +75,7 @@ _KINDS = {Kind.STEP: "step", Kind.COMPENSATION: "compensation", Kind.ON_FAILURE:
 
 
 def timeline(run: WorkflowRun) -> list[Entry]:
-    """Return what happened to a run, oldest first; costs two queries."""
+    """Return what happened to a run, in order; costs two queries."""
     now = clock.now()
     entries = [Entry(run.created_at, None, "created", "created")]
     entries += _from_journal(run)
@@ -87,10 +87,22 @@ def timeline(run: WorkflowRun) -> list[Entry]:
         tone = "good" if run.state == State.SUCCEEDED else "bad"
         detail = f"{run.error_code}: {run.error_message}" if run.error_code not in ("", CANCELLED) else ""
         entries.append(Entry(run.finished_at, None, "ended", run.get_state_display().lower(), tone, detail))
-    entries.sort(key=lambda entry: (entry.at, entry.until or entry.at, entry.kind == "ended"))
+    last_done = max(
+        (entry.until or entry.at for entry in entries if entry.kind in _DONE), default=run.created_at
+    )
+
+    def moment(entry: Entry) -> tuple[datetime, bool]:
+        if entry.kind == "ended":
+            return max(entry.at, last_done), True
+        return (entry.until or entry.at) if entry.kind in _DONE else entry.at, False
+
+    entries.sort(key=moment)  # a step stands where it ended: after its failed attempts
     _end_waits(entries, run, now)
     _place(entries, run.finished_at or now)
     return entries
+
+
+_DONE = frozenset(_KINDS.values())
 
 
 def _from_journal(run: WorkflowRun) -> list[Entry]:
@@ -129,8 +141,10 @@ _TITLES = {
 
 def _from_trail(run: WorkflowRun, now: datetime) -> list[Entry]:
     entries = []
+    undoing = ""
     for each in run.trail or []:
         what = What(each["what"])
+        undoing = "undo " if what is What.UNDO else undoing
         at = clock.from_ms(each["at"])
         if what is What.OMITTED:
             entries.append(Entry(at, None, what.value, f"{each['count']} more, not kept"))
@@ -140,7 +154,7 @@ def _from_trail(run: WorkflowRun, now: datetime) -> list[Entry]:
             at,
             None,
             what.value,
-            title.format(step=each.get("step", "")),
+            title.format(step=f"{undoing}{each.get('step', '')}"),
             tone,
             each.get("text", ""),
             run_id=each.get("run", ""),

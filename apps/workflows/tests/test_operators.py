@@ -76,8 +76,9 @@ def said(browser: Client, url: str) -> list[str]:
 def test_the_timeline_tells_a_run_that_failed_was_undone_resumed_and_retried(stuck: WorkflowRun) -> None:
     flows.UndoesBadly.undo_by_name, before = {"one": flows.undo("one")}, flows.UndoesBadly.undo_by_name
     try:
-        history.resume(stuck.id, by="ada")
-        run = ended(stuck)
+        with clock.shifted(timedelta(seconds=10)):
+            history.resume(stuck.id, by="ada")
+            run = ended(stuck)
     finally:
         flows.UndoesBadly.undo_by_name = before
     assert run.state == State.FAILED
