@@ -55,6 +55,7 @@ DEPLOYMENT = obj(
                 }
             )
         ),
+        "objection": optional(string(about="why it is ready but not live: what it would break")),
         "domains": optional(array(string())),
         "instances": optional(obj({"running": integer(0), "total": integer(0), "restarts": integer(0)})),
         "runtime": obj(
@@ -205,11 +206,12 @@ def list_deployments(call: Call) -> Page:
         errors.DeploymentNotProduction,
         errors.DeploymentNoCurrent,
         errors.DeploymentIsCurrent,
+        errors.DeploymentBreaksClients,
         errors.PreconditionFailed,
     ],
 )
 def promote_deployment(call: Call) -> JSON:
-    """Make a deployment the live one; new deployments go live again."""
+    """Make a deployment the live one, if it breaks no promise that must be kept; new ones go live again."""
     services.promote(_deployment(call), actor=call.actor)
     return {}
 
@@ -652,6 +654,8 @@ def _show_one(row: Deployment, hosts: list[str]) -> dict[str, Any]:
             "step": row.error_step,
             "message": row.error_message,
         }
+    if row.objection and not shown["isCurrent"]:
+        shown["objection"] = row.objection
     if row.updated_at:
         shown["updatedAt"] = clock.to_ms(row.updated_at)
     if row.finished_at and row.status in Deployment.TERMINAL:

@@ -83,6 +83,7 @@ class Deployment(Tenant):
     class Meta:
         indexes = [
             models.Index(fields=["workspace", "created_at"]),
+            models.Index(fields=["workspace", "updated_at"], name="deployment_changed"),
             models.Index(fields=["environment", "created_at"]),
             models.Index(fields=["app", "status"]),
         ]
