@@ -15,6 +15,7 @@ from apps.workflows.models import WorkflowRun
 from apps.workflows.transactions import ATTEMPTS, in_transaction, is_away
 from apps.workflows.turns import Outcome, Raised
 from unkey import clock
+from unkey.sharing import OutOfOrder
 
 log = structlog.get_logger("workflows")
 
@@ -25,8 +26,8 @@ BUSY_TRIES = 4
 def commit(crew: Crew, keys: Sequence[str], outcomes: Sequence[Outcome]) -> Iterator[Done]:
     """Move keys in one transaction; in several smaller ones when that one fails.
 
-    A deadlock, a constraint that is checked at COMMIT, an error of one key: whatever fails a group
-    is found by halving it, so that it hurts its own key alone.
+    A deadlock, a constraint that is checked at COMMIT, parts that lock in different orders, an error of
+    one key: whatever fails a group is found by halving it, so that it hurts its own key alone.
 
     Args:
         keys: to look at, each once.
@@ -70,7 +71,7 @@ def commit(crew: Crew, keys: Sequence[str], outcomes: Sequence[Outcome]) -> Iter
 def _single(crew: Crew, keys: Sequence[str], outcomes: Sequence[Outcome]) -> Done:
     try:
         return _once(crew, keys, outcomes, attempts=ATTEMPTS)
-    except IntegrityError:
+    except (IntegrityError, OutOfOrder):
         pass  # a deferred constraint, at COMMIT: whose, is known when one part is in the transaction
     recorded: list[Group] = []
     try:

@@ -29,6 +29,7 @@ from apps.workflows.rows import Entry, KeyRow, RunRow
 from apps.workflows.trail import What
 from apps.workflows.turns import Job, LeftProcess, Outcome, Raised, Task, Unfit, WorkerLost
 from unkey import clock
+from unkey.sharing import OutOfOrder, shared_transaction
 
 log = structlog.get_logger("workflows")
 
@@ -168,6 +169,7 @@ class Group:
 
         Raises:
             DatabaseError: the transaction as a whole failed; nothing of it may be committed.
+            OutOfOrder: parts that lock in different orders met in it; nothing of it may be committed.
         """
         with self._isolation:
             with self._isolation.own():
@@ -439,16 +441,19 @@ class Group:
 
     def _record(self, hold: Hold, row: RunRow, task: Task, values: tuple[Any, ...]) -> None:
         """Run the recording part and take down what it returned."""
+        shared = bool(self.recorded)
         self.recorded.append(task)
         began = time.monotonic()
         try:
-            with self._isolation.part(), task.view.scope():
+            with self._isolation.part(), task.view.scope(), shared_transaction(shared):
                 result = _call(task.job, row, task.view, values)
                 text = (
                     "" if isinstance(result, Wait) else encode(result, f"result of step {task.job.step.name}")
                 )
         except Exception as error:
             self._isolation.check()
+            if shared and isinstance(error, OutOfOrder):
+                raise  # together with the parts before it; by itself it is in order
             self._fail(hold, row, task, error)
             return
         finally:

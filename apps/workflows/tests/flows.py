@@ -14,6 +14,7 @@ from typing import Any
 from django.contrib.auth.models import Group
 
 from apps.workflows.engine import JSON, Retry, Run, Step, Terminal, Wait, Workflow, call, send, step
+from unkey.sharing import OutOfOrder, is_shared
 
 FAST = Retry(attempts=3, initial=0.01, cap=0.01)
 ROOM = Path(os.environ.get("FLOWS_ROOM", "/nonexistent"))
@@ -64,6 +65,26 @@ class Three(Workflow):
 
     service, key = "test-three", "k"
     steps = (note("one"), note("two"), note("three"))
+
+
+def apart(name: str) -> Step:
+    """Return a step whose locks are out of order wherever others took some before it."""
+
+    def record(run: Run) -> JSON:
+        effect(f"{run.input['name']}.{name}")
+        if is_shared():
+            raise OutOfOrder("another part took its locks first")
+        return name
+
+    record.__name__ = name
+    return step(retry=Retry(attempts=1))(record)
+
+
+class Apart(Workflow):
+    """Each of its steps wants a transaction of its own."""
+
+    service, key = "test-apart", "k"
+    steps = (apart("one"), apart("two"), apart("three"))
 
 
 class Builds(Workflow):

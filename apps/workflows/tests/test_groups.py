@@ -59,3 +59,17 @@ def test_a_step_that_loses_its_worker_every_time_fails_and_says_so() -> None:
     assert (run.state, run.error_code) == (State.FAILED, "worker_lost")
     assert "5 times in a row while it ran a" in run.error_message
     assert attempts == 5
+
+
+def test_parts_whose_locks_are_out_of_order_together_run_apart_and_no_attempt_is_counted() -> None:
+    together = crew()
+    for name in ("one", "two", "three"):
+        together.pace.took("test-apart", name, 0.001)
+    runs = [start(flows.Apart, {"k": name, "name": name}) for name in "abc"]
+    for _ in range(20):
+        moved(together, runs)
+    assert [run.state for run in runs] == [State.SUCCEEDED] * 3
+    assert sorted(flows.effects()) == sorted(
+        f"{who}.{what}" for who in "abc" for what in ("one", "two", "three")
+    )
+    assert [row.attempts for run in runs for row in run.journal.all()] == [1] * 9
