@@ -230,6 +230,9 @@ class Lanes:
                     log.warning("workflow steps not recorded yet: the database is away", error=str(error))
                     self._stopping.wait(AWAY_SECONDS)
                     close_old_connections()
+                except Exception:
+                    log.exception("a lane failed; the sweeper will find its keys again")
+                    self._let_go([*keys, *(outcome.task.key for outcome in outcomes)])
                 if alone and time.monotonic() - began < SLOW_SECONDS:
                     self._after_alone()
         finally:
@@ -334,6 +337,13 @@ class Lanes:
             self._pool.submit(task)
         if done.due:
             self._due_at(min(done.due))
+
+    def _let_go(self, keys: Iterable[str]) -> None:
+        with self._changed:
+            for key in keys:
+                if key in self._hand:
+                    self._finish(self._hand.pop(key))
+            self._changed.notify_all()
 
     def _done(self, key: str) -> None:
         hand = self._hand.pop(key)
