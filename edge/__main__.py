@@ -24,8 +24,8 @@ async def _run() -> int:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    edge = Edge(env)
     try:
+        edge = Edge(env)
         await edge.start()
     except (CannotListen, OSError) as error:
         log.error("edge.cannot_start", reason=str(error))
