@@ -7,6 +7,7 @@ from django.contrib import admin
 from django.db import models
 from django.db.models import QuerySet
 from django.http import HttpRequest
+from django.template.response import SimpleTemplateResponse
 from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -56,7 +57,9 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     def changeform_view(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         with unscoped("the admin shows every workspace to staff"):
-            return super().changeform_view(request, *args, **kwargs)
+            response = super().changeform_view(request, *args, **kwargs)
+            # Inlines look for their rows as the page is rendered: within the scope, therefore.
+            return response.render() if isinstance(response, SimpleTemplateResponse) else response
 
     def has_operate_permission(self, request: HttpRequest) -> bool:
         """Say who may run actions that change something (those with `permissions=["operate"]`)."""

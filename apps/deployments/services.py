@@ -200,7 +200,8 @@ def cancel(deployment: Deployment, *, actor: Actor) -> Deployment:
             lifecycle.give_up(deployment, Status.CANCELLED, CANCELLED_BY_USER)
             lifecycle.cancel_deploy(deployment.id)
         else:
-            lifecycle.put_back(deployment, asleep=False)
+            # Production is never started by hand: only a request can wake it.
+            lifecycle.put_back(deployment, asleep=gates.is_production(deployment))
             notify(lifecycle.instances_topic(deployment.id))
         audit.record(
             "deployment.cancel", actor=actor, workspace_id=deployment.workspace_id, targets=[deployment]

@@ -144,11 +144,12 @@ def stop_all(run: Run) -> Wait | None:
     lifecycle.hold_streams([deployment.id for deployment in deployments])
     for deployment in deployments:
         app = apps[deployment.app_id]
-        if app.current_deployment_id == deployment.id:
+        live = app.current_deployment_id == deployment.id
+        if live:
             _take_off(app, deployment, remember=run.input["mode"] == SUSPEND)
         lifecycle.cancel_scheduled(deployment)
-        preview = deployment.environment.kind != "production"
-        if preview and run.input["mode"] == SUSPEND and deployment.status in {Status.READY, Status.STOPPED}:
+        ended_well = deployment.status in {Status.READY, Status.STOPPED}
+        if run.input["mode"] == SUSPEND and ended_well and not live:
             lifecycle.fall_asleep(deployment)  # a request wakes it, once the workspace is resumed
         else:
             lifecycle.set_desired_state(deployment, Desired.STOPPED)

@@ -87,10 +87,12 @@ def test_a_suspended_workspace_runs_nothing_and_a_resumed_one_what_was_live(
     assert wanted(platform) == {live, others}
 
 
-def test_a_preview_that_was_suspended_sleeps_until_a_request_comes(platform: Platform) -> None:
-    preview = platform.deploy("preview")
+def test_what_was_not_live_when_it_was_suspended_sleeps_until_a_request_comes(platform: Platform) -> None:
+    preview, replaced, live = platform.deploy("preview"), platform.deploy(), platform.deploy()
     suspend(platform)
     assert platform.row(preview).asleep_since is not None
+    assert platform.row(replaced).asleep_since is not None
+    assert platform.row(live).asleep_since is None
 
 
 def test_a_deploy_under_way_is_cancelled_in_every_step(platform: Platform) -> None:

@@ -303,6 +303,7 @@ def test_a_rollback_whose_target_is_cancelled_while_it_wakes_leaves_live_alone(p
     drain()
     assert platform.routes()["shop"] == current
     assert platform.get(first)["status"] == "stopped"
+    assert "asleepSince" in platform.get(first)  # nobody could start it: a request may wake it
     told = platform.tenant("deployments.getLastRequest", {"deploymentId": first})
     assert told["message"] == "The deployment was stopped again before it was awake."
 

@@ -13,6 +13,7 @@ from django.urls import reverse
 from apps.audit.models import AuditLog
 from apps.workspaces.models import RootKey
 from unkey.rpc.testing import Tenant
+from unkey.tenancy import unscoped
 
 OURS = [model for model in apps.get_models() if model.__module__.startswith("apps.")]
 
@@ -33,6 +34,24 @@ def test_list_page_opens_and_searches(model: type[models.Model], staff: Client) 
     assert (
         staff.get(reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_add")).status_code == 403
     )
+
+
+@pytest.mark.django_db
+def test_the_page_of_a_row_opens_with_the_rows_that_belong_to_it(staff: Client, tenant: Tenant) -> None:
+    tenant("projects.createProject", {"name": "Shop", "slug": "shop"})
+    tenant("apps.createApp", {"project": "shop", "name": "Web", "slug": "web"})
+    api = tenant("apis.createApi", {"name": "payments"})["apiId"]
+    tenant("permissions.createRole", {"name": "reader", "permissions": ["read"]})
+    tenant("keys.createKey", {"apiId": api, "externalId": "ada", "roles": ["reader"]})
+    opened = set()
+    for model in OURS:
+        with unscoped("test"):
+            row = model._default_manager.first()
+        if row is not None:
+            url = reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_change", args=[row.pk])
+            assert staff.get(url).status_code == 200, model._meta.label
+            opened.add(model._meta.model_name)
+    assert {"workspace", "project", "app", "environment", "api", "key", "role", "identity"} <= opened
 
 
 @pytest.mark.django_db
