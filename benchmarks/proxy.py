@@ -82,6 +82,7 @@ def seed(port: int) -> str:
     from apps.keys import services as keys
     from apps.projects.models import App, Environment, Project
     from apps.routing.models import FrontlineRoute, Sentinel
+    from apps.workspaces.models import shard_of
     from apps.workspaces.services import create_workspace
     from unkey.actors import system
     from unkey.tenancy import workspace_scope
@@ -90,6 +91,7 @@ def seed(port: int) -> str:
     workspace = create_workspace("Bench", "bench", actor=actor)
     region, _ = Region.objects.get_or_create(name="local")
     with workspace_scope(workspace.id), transaction.atomic():
+        versions.hold(["instances", "routes", "sentinels", f"keys:{shard_of(workspace.id)}"])
         api = keys.create_api(workspace.id, "bench", actor=actor)
         _, text = keys.create_key(api, actor=actor)
         tenant = {"workspace": workspace}
