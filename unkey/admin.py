@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from django.contrib import admin
+from django.contrib.admin.utils import quote
 from django.db import models
 from django.db.models import QuerySet
 from django.http import HttpRequest
@@ -34,6 +35,14 @@ class ReadOnlyAdmin(admin.ModelAdmin):
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
         with unscoped("the admin shows every workspace to staff"):
             return super().get_queryset(request)
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Any:
+        """Return the row of an address, which has its id as it is, or quoted as Django's own lists do.
+
+        Unquoting every address would lose rows: the `_23` of `ws_23Ji…` reads as a quoted `#`.
+        """
+        plain = super().get_object(request, quote(object_id), from_field)
+        return super().get_object(request, object_id, from_field) if plain is None else plain
 
     def get_list_display(self, request: HttpRequest) -> list[Any]:
         columns = super().get_list_display(request)

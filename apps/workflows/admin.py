@@ -195,7 +195,7 @@ class WorkflowRunAdmin(ReadOnlyAdmin):
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         """Show the timeline of a run."""
-        run = WorkflowRun.objects.filter(id=object_id).first()
+        run = self.get_object(request, object_id)
         extra: dict[str, Any] = {"title": "Workflow run", "subtitle": None}
         if run is not None:
             entries = timeline(run)

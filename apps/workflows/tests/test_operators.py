@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 import pytest
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.models import LogEntry
+from django.contrib.admin.utils import quote
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.core.management import call_command
@@ -142,6 +143,8 @@ def test_the_page_of_a_run_shows_its_timeline_and_what_may_be_done(
     admin_client: Client, stuck: WorkflowRun
 ) -> None:
     shown = admin_client.get(page(stuck))
+    from_the_list = reverse("admin:workflows_workflowrun_change", args=[quote(stuck.id)])
+    assert "wf-line" in admin_client.get(from_the_list).content.decode()
     text = shown.content.decode()
     assert shown.status_code == 200
     assert "no_way" in text

@@ -4,6 +4,7 @@ import pytest
 from django.apps import apps
 from django.contrib import admin
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.utils import quote
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission as AuthPermission
 from django.db import models
@@ -11,7 +12,7 @@ from django.test import Client
 from django.urls import reverse
 
 from apps.audit.models import AuditLog
-from apps.workspaces.models import RootKey
+from apps.workspaces.models import RootKey, Workspace
 from unkey.rpc.testing import Tenant
 from unkey.tenancy import unscoped
 
@@ -52,6 +53,16 @@ def test_the_page_of_a_row_opens_with_the_rows_that_belong_to_it(staff: Client, 
             assert staff.get(url).status_code == 200, model._meta.label
             opened.add(model._meta.model_name)
     assert {"workspace", "project", "app", "environment", "api", "key", "role", "identity"} <= opened
+
+
+@pytest.mark.django_db
+def test_the_page_of_a_row_opens_by_its_plain_and_by_its_quoted_id(staff: Client, tenant: Tenant) -> None:
+    workspace = Workspace.objects.create(id="ws_23JiWBCSrJ1dCMoz", name="Fresh", slug="fresh")
+    listed = staff.get(reverse("admin:workspaces_workspace_changelist")).content.decode()
+    for address in (quote(workspace.pk), workspace.pk):
+        url = reverse("admin:workspaces_workspace_change", args=[address])
+        assert "ws_23JiWBCSrJ1dCMoz" in staff.get(url).content.decode(), url
+    assert reverse("admin:workspaces_workspace_change", args=[quote(workspace.pk)]) in listed
 
 
 @pytest.mark.django_db
