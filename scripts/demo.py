@@ -408,13 +408,26 @@ def run(story: Story, system: System) -> dict[str, Any]:
             (status, body["message"]) == (200, "Good day, Ada!"), f"the variable is not seen: {status} {body}"
         )
 
-    with story.step("key", "create an API and a key"):
+    with story.step("key", "create an API, a role, and a key that has it"):
         api = platform.call("apis.createApi", {"name": "hello-demo"})["apiId"]
-        space = platform.call("keys.createKey", {"apiId": api, "name": "visitor", "externalId": "ada"})
-        key = space["key"]
-    with story.step("policy", "switch on keyauth and redeploy"):
-        policy = {"name": "keys only", "enabled": True, "keyauth": {"keyspaces": [api]}}
-        platform.call("gateway.setPolicies", {**place, "policies": [policy]})
+        permission = {"name": "greet", "slug": "hello.greet"}
+        platform.call("permissions.createPermission", permission, status=(200, 409))
+        platform.call(
+            "permissions.createRole", {"name": "greeter", "permissions": ["hello.greet"]}, status=(200, 409)
+        )
+        asked = {"apiId": api, "name": "visitor", "externalId": "ada", "roles": ["greeter"]}
+        key = platform.call("keys.createKey", asked)["key"]
+    with story.step("policy", "switch on keyauth, for /greet with a permission, and redeploy"):
+        policies = [
+            {
+                "name": "greeters only",
+                "enabled": True,
+                "match": [{"path": {"path": {"prefix": "/greet"}}}],
+                "keyauth": {"keyspaces": [api], "permissionQuery": "hello.greet"},
+            },
+            {"name": "keys only", "enabled": True, "keyauth": {"keyspaces": [api]}},
+        ]
+        platform.call("gateway.setPolicies", {**place, "policies": policies})
         again = platform.call(
             "deployments.createDeployment", {**place, "deployment": {"deploymentId": first["deploymentId"]}}
         )
@@ -433,6 +446,7 @@ def run(story: Story, system: System) -> dict[str, Any]:
         codes = [platform.call("keys.verifyKey", {"key": poor})["code"] for _ in range(4)]
         expect(codes == ["VALID", "VALID", "VALID", "USAGE_EXCEEDED"], f"codes are {codes}")
 
+    _share(story, platform, visitor, api)
     background = Background(visitor, key)
     background.start()
     try:
@@ -556,6 +570,34 @@ def _write_second_version(folder: Path) -> None:
         text = (folder / name).read_text()
         expect(text.count(old) == 1, f"version 2 cannot be made of {HELLO / name}")
         (folder / name).write_text(text.replace(old, new))
+
+
+def _share(story: Story, platform: Platform, visitor: Visitor, api: str) -> None:
+    """Two keys of one identity share its limit; a key without a role is refused, then replaced twice."""
+
+    def code(key: str) -> str:
+        return str(platform.call("keys.verifyKey", {"key": key})["code"])
+
+    with story.step("limit", "two keys of one identity share a limit of 3: the 4th call is refused"):
+        shared = {"name": "requests", "limit": 3, "duration": 3_600_000, "autoApply": True}
+        who = f"team-{secrets.token_hex(4)}"
+        platform.call("identities.createIdentity", {"externalId": who, "ratelimits": [shared]})
+        pair = [platform.call("keys.createKey", {"apiId": api, "externalId": who}) for _ in range(2)]
+        codes = [code(pair[index % 2]["key"]) for index in range(4)]
+        expect(codes == ["VALID", "VALID", "VALID", "RATE_LIMITED"], f"codes are {codes}")
+    with story.step("role", "a key without the role: 403 for /greet, 200 for the rest"):
+        plain = platform.call("keys.createKey", {"apiId": api, "externalId": "bob"})
+        statuses = [visitor.get(path, plain["key"])[0] for path in ("/greet", "/")]
+        expect(statuses == [403, 200], f"statuses are {statuses}")
+    with story.step("reroll", "replace that key, with an hour of grace, and again with none"):
+        asked = {"keyId": plain["keyId"], "expiration": 3_600_000}
+        second = platform.call("keys.rerollKey", asked)
+        codes = [code(second["key"]), code(plain["key"])]
+        expect(codes == ["VALID", "VALID"], f"codes are {codes}")
+        third = platform.call("keys.rerollKey", {"keyId": second["keyId"], "expiration": 0})["key"]
+        _until(lambda: code(second["key"]) == "EXPIRED", "the key replaced without grace goes on working")
+        codes = [code(third), code(plain["key"])]
+        expect(codes == ["VALID", "VALID"], f"after the second replacement codes are {codes}")
 
 
 def _compare(story: Story, platform: Platform, old: str, new: str) -> list[str]:

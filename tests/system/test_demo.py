@@ -28,7 +28,9 @@ def test_the_demo_does_what_it_says_twice_and_leaves_its_system_running_if_asked
         facts = json.loads((tmp_path / "var" / "demo.json").read_text())
         assert facts["background_failures"] == 0
         assert facts["background_requests"] > 100
-        assert {"deploy_1", "guard", "credits", "deploy_2", "rollback", "promote"} <= set(facts["timings"])
+        assert {"deploy_1", "guard", "credits", "limit", "role", "reroll", "deploy_2", "rollback"} <= set(
+            facts["timings"]
+        )
         assert facts["breaking_changes"] == ["request-parameter-became-required"]
         assert facts["failed"]["step"] == "deploying"
         assert facts["failed"]["message"].endswith(
