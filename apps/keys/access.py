@@ -17,6 +17,7 @@ from apps.keys.services import ensure_permissions
 from apps.workspaces.models import shard_of
 from unkey import clock, errors
 from unkey.actors import Actor
+from unkey.partial import UNSET, Unset
 
 
 def create_permission(
@@ -35,6 +36,50 @@ def create_permission(
     except IntegrityError:
         raise errors.PermissionAlreadyExists(f"A permission with the slug '{slug}' already exists.") from None
     return permission
+
+
+def update_permission(
+    permission: Permission,
+    *,
+    name: str | Unset = UNSET,
+    slug: str | Unset = UNSET,
+    description: str | Unset | None = UNSET,
+    actor: Actor,
+) -> Permission:
+    """Change what is mentioned of a permission; keys and roles keep it, by its new slug.
+
+    Args:
+        description: None and the empty text remove it.
+
+    Raises:
+        PermissionAlreadyExists: another one has the slug.
+        PermissionNotFound: it was deleted.
+    """
+    try:
+        with transaction.atomic():
+            if slug is not UNSET and slug != permission.slug:
+                _stamp(
+                    permission.workspace_id,
+                    Key.objects.filter(permissions=permission),
+                    Role.objects.filter(permissions=permission),
+                )
+            found = Permission.objects.select_for_update().filter(pk=permission.pk).first()
+            if found is None:
+                raise permission_not_found(permission.slug)
+            changed = _changed(found, name=name, slug=slug, description=description)
+            if changed:
+                found.updated_at = clock.now()
+                found.save()
+                audit.record(
+                    "permission.update",
+                    actor=actor,
+                    workspace_id=found.workspace_id,
+                    targets=[found],
+                    meta=changed,
+                )
+    except IntegrityError:
+        raise errors.PermissionAlreadyExists(f"A permission with the slug '{slug}' already exists.") from None
+    return found
 
 
 def delete_permission(permission: Permission, *, actor: Actor) -> None:
@@ -84,6 +129,40 @@ def create_role(
     return role
 
 
+def update_role(
+    role: Role,
+    *,
+    name: str | Unset = UNSET,
+    description: str | Unset | None = UNSET,
+    actor: Actor,
+) -> Role:
+    """Change what is mentioned of a role; keys keep it, by its new name.
+
+    Args:
+        description: None and the empty text remove it.
+
+    Raises:
+        RoleAlreadyExists: another one has the name.
+        RoleNotFound: it was deleted.
+    """
+    try:
+        with transaction.atomic():
+            found = Role.objects.select_for_update().filter(pk=role.pk).first()
+            if found is None:
+                raise role_not_found(role.name)
+            changed = _changed(found, name=name, description=description)
+            if changed:
+                versions.stamp(found)
+                found.updated_at = clock.now()
+                found.save()
+                audit.record(
+                    "role.update", actor=actor, workspace_id=found.workspace_id, targets=[found], meta=changed
+                )
+    except IntegrityError:
+        raise errors.RoleAlreadyExists(f"A role with the name '{name}' already exists.") from None
+    return found
+
+
 def delete_role(role: Role, *, actor: Actor) -> None:
     """Delete a role: no key has it any more, at every edge within a second.
 
@@ -121,6 +200,15 @@ def set_role_permissions(role: Role, slugs: Sequence[str], *, actor: Actor) -> N
             _tell("authorization.disconnect_role_and_permissions", found, removed, actor)
         had = {row.pk for row in held}
         _connect(found, [row for row in wanted if row.pk not in had], actor)
+
+
+def _changed(row: Permission | Role, **fields: str | Unset | None) -> dict[str, str]:
+    """Set the fields that are mentioned and differ, and return them."""
+    given = {name: value or "" for name, value in fields.items() if not isinstance(value, Unset)}
+    changed = {name: value for name, value in given.items() if getattr(row, name) != value}
+    for name, value in changed.items():
+        setattr(row, name, value)
+    return changed
 
 
 def _connect(role: Role, permissions: Sequence[Permission], actor: Actor) -> None:

@@ -16,10 +16,11 @@ from apps.keys.api.shapes import (
 )
 from apps.keys.models import Permission, Role
 from unkey import errors
-from unkey.rpc.authorization import T
+from unkey.partial import present
+from unkey.rpc.authorization import T, U
 from unkey.rpc.call import Call, Page, paginate
 from unkey.rpc.routes import JSON, route
-from unkey.rpc.schema import array, integer, obj, optional, string
+from unkey.rpc.schema import array, integer, nullable, obj, optional, string
 from unkey.search import containing
 
 DESCRIPTION = optional(string(0, 512))
@@ -79,6 +80,28 @@ def list_permissions(call: Call) -> Page:
     if search := call.body.get("search"):
         rows = rows.filter(containing(search, "id", "name", "slug", "description"))
     return paginate(rows, call.body, show_permissions)
+
+
+@route(
+    "permissions.updatePermission",
+    request=obj(
+        {
+            "permission": SLUG,
+            "name": optional(string(1, 512)),
+            "slug": optional(SLUG),
+            "description": optional(nullable(string(0, 512))),
+        }
+    ),
+    response=PERMISSION,
+    permission=T("rbac.*.update_permission") | U("projects/*/rbac/permissions/{permission}#write"),
+    errors=[errors.PermissionNotFound, errors.PermissionAlreadyExists],
+)
+def update_permission(call: Call) -> JSON:
+    """Change what is mentioned of a permission; keys and roles keep it."""
+    permission = queries.get_permission(call.body["permission"])
+    call.authorize(permission=permission.id)
+    given = present(call.body, name="name", slug="slug", description="description")
+    return show_permissions([access.update_permission(permission, **given, actor=call.actor)])[0]
 
 
 @route(
@@ -149,6 +172,30 @@ def list_roles(call: Call) -> Page:
     if search := call.body.get("search"):
         rows = rows.filter(containing(search, "id", "name", "description"))
     return paginate(rows, call.body, show_roles)
+
+
+@route(
+    "permissions.updateRole",
+    request=obj(
+        {
+            "role": ROLE_NAME,
+            "name": optional(ROLE_NAME),
+            "description": optional(nullable(string(0, 512))),
+        }
+    ),
+    response=obj({"id": string(), "name": string(), "description": optional(string())}),
+    permission=T("rbac.*.update_role") | U("projects/*/rbac/roles/{role}#write"),
+    errors=[errors.RoleNotFound, errors.RoleAlreadyExists],
+)
+def update_role(call: Call) -> JSON:
+    """Change the name or the description of a role; keys keep it."""
+    role = queries.get_role(call.body["role"])
+    call.authorize(role=role.id)
+    role = access.update_role(
+        role, **present(call.body, name="name", description="description"), actor=call.actor
+    )
+    shown = {"id": role.id, "name": role.name}
+    return shown | ({"description": role.description} if role.description else {})
 
 
 @route(

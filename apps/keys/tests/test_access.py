@@ -123,3 +123,44 @@ def test_both_are_listed_in_order_and_searched(tenant: Tenant, stranger: Tenant)
     assert len(permissions) == 1
     found = tenant("permissions.listPermissions", {"search": "WRITER"})
     assert [one["slug"] for one in found] == ["writer.x"]
+
+
+def test_a_permission_that_gets_another_slug_stays_with_its_keys_and_roles(
+    tenant: Tenant, api_id: str
+) -> None:
+    made = tenant("permissions.createPermission", READ)["permissionId"]
+    tenant("permissions.createPermission", {"name": "Taken", "slug": "taken"})
+    tenant("permissions.createRole", {"name": "reader", "permissions": ["books.read"]})
+    direct = tenant("keys.createKey", {"apiId": api_id, "permissions": ["books.read"]})
+    through = tenant("keys.createKey", {"apiId": api_id, "roles": ["reader"]})
+    before = {key["keyId"]: Key.objects.unscoped("test").get(pk=key["keyId"]).version for key in (direct,)}
+
+    body = {"permission": "books.read", "slug": "books.see", "description": None}
+    assert tenant("permissions.updatePermission", body) == {
+        "id": made,
+        "name": "Read books",
+        "slug": "books.see",
+    }
+
+    for key in (direct, through):
+        assert allowed(tenant, key["key"], "books.see")
+        assert not allowed(tenant, key["key"], "books.read")
+    assert Key.objects.unscoped("test").get(pk=direct["keyId"]).version > before[direct["keyId"]]
+    assert tenant("permissions.updatePermission", {"permission": made})["slug"] == "books.see"
+    error = tenant.refused("permissions.updatePermission", {"permission": made, "slug": "taken"}, 409)
+    assert error["type"].endswith("/unkey/data/permission_already_exists")
+    assert events().count("permission.update") == 1
+
+
+def test_a_role_that_is_renamed_stays_with_its_keys(tenant: Tenant, api_id: str) -> None:
+    made = tenant("permissions.createRole", {"name": "reader", "description": "reads"})["roleId"]
+    tenant("permissions.createRole", {"name": "taken"})
+    key = tenant("keys.createKey", {"apiId": api_id, "roles": ["reader"]})
+
+    changed = tenant("permissions.updateRole", {"role": "reader", "name": "viewer", "description": ""})
+
+    assert changed == {"id": made, "name": "viewer"}
+    assert tenant("keys.verifyKey", {"key": key["key"]})["roles"] == ["viewer"]
+    tenant.refused("permissions.updateRole", {"role": made, "name": "taken"}, 409)
+    tenant.refused("permissions.updateRole", {"role": "reader", "name": "again"}, 404)
+    assert events().count("role.update") == 1

@@ -100,6 +100,16 @@ TABLE: dict[str, tuple[dict[str, Any], list[list[str]], str]] = {
     ),
     "permissions.getPermission": ({"permission": "held"}, [["rbac.*.read_permission"]], FORBIDDEN),
     "permissions.listPermissions": ({}, [["rbac.*.read_permission"]], FORBIDDEN),
+    "permissions.updatePermission": (
+        {"permission": "held", "name": "Held"},
+        [["rbac.*.update_permission"], ["projects/*/rbac/permissions/*#write"]],
+        FORBIDDEN,
+    ),
+    "permissions.updateRole": (
+        {"role": "editor", "description": "edits"},
+        [["rbac.*.update_role"], ["projects/*/rbac/roles/*#write"]],
+        FORBIDDEN,
+    ),
     "permissions.deletePermission": ({"permission": "held"}, [["rbac.*.delete_permission"]], FORBIDDEN),
     "permissions.createRole": (
         {"name": "fresh", "permissions": ["new"]},

@@ -147,6 +147,8 @@ def _permissions(call: Recorder) -> None:
     call("permissions.getRole", {"role": "reader"})
     call("permissions.listRoles", {})
     call("permissions.setRolePermissions", {"roleId": made["roleId"], "permissions": ["books.list"]})
+    call("permissions.updatePermission", {"permission": "books.read", "description": "some books"})
+    call("permissions.updateRole", {"role": "reader", "description": None})
     call("permissions.deletePermission", {"permission": "books.read"})
     call("permissions.deleteRole", {"role": "reader"})
 
