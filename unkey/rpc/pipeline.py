@@ -31,6 +31,7 @@ from unkey.rpc.call import Call, Page
 from unkey.rpc.client_address import from_headers
 from unkey.rpc.request_limit import RequestLimit
 from unkey.rpc.routes import Archive, Route, routes
+from unkey.rpc.unavailable import unknown
 from unkey.tenancy import workspace_scope
 
 log = structlog.get_logger("unkey.rpc")
@@ -149,7 +150,7 @@ def _find(request: HttpRequest) -> Route:
     name = request.path_info.removeprefix("/v2/")
     route = routes().get(name)
     if route is None:
-        raise errors.RouteNotFound(f"There is no operation {name[:128]!r}.")
+        raise unknown(name)
     if request.method != route.method:
         raise errors.MethodNotAllowed(
             f"{name} is called by {route.method}, not {request.method}.", headers={"Allow": route.method}

@@ -1,0 +1,70 @@
+"""Published operations that have no engine behind them yet, and what each waits for.
+
+They are known, so that a client gets a clear answer instead of "there is no such operation". One that
+is declared as a route is answered by its route and leaves this table.
+"""
+
+from unkey import errors
+
+_DOMAINS = "Custom domains are not served yet; every deployment has generated host names."
+_PORTAL = "The customer portal is not served yet; manage keys of customers by keys.* and apis.listKeys."
+_DEPLOY = "Use deployments.{}, which replaces it."
+_GITHUB = "GitHub is not connected to this installation; deploy an image or a source folder."
+_BUILD_LOGS = "Builds leave no log of their own yet; deployments.listSteps says what they did."
+_ANALYTICS = "The analytics gateway is not served yet; verifications are kept as events."
+_RATELIMIT = "Standalone rate limits are not served yet; limits of keys and identities are."
+_ROOT_KEYS = "Root keys are managed by operators: manage.py create_root_key --help."
+_WORKSPACE = "Limits and usage are shown by the dashboard, not by the API yet."
+
+WAITING: dict[str, str] = {
+    "analytics.getGatewayRequests": _ANALYTICS,
+    "analytics.getRatelimits": _ANALYTICS,
+    "analytics.getRuntimeLogs": _ANALYTICS,
+    "analytics.getVerifications": _ANALYTICS,
+    "deploy.createDeployment": _DEPLOY.format("createDeployment"),
+    "deploy.getDeployment": _DEPLOY.format("getDeployment"),
+    "deployments.listBuildLogs": _BUILD_LOGS,
+    "domains.createDomain": _DOMAINS,
+    "domains.deleteDomain": _DOMAINS,
+    "domains.getDomain": _DOMAINS,
+    "domains.listDomains": _DOMAINS,
+    "domains.verifyDomain": _DOMAINS,
+    "github.installApp": _GITHUB,
+    "keys.migrateKeys": "Keys cannot be imported yet.",
+    "portal.createPortal": _PORTAL,
+    "portal.createSession": _PORTAL,
+    "portal.deletePortal": _PORTAL,
+    "portal.exchangeCode": _PORTAL,
+    "portal.getPortal": _PORTAL,
+    "portal.getVerifications": _PORTAL,
+    "portal.listKeys": _PORTAL,
+    "portal.listSessions": _PORTAL,
+    "portal.rerollKey": _PORTAL,
+    "portal.revokeSession": _PORTAL,
+    "portal.updatePortal": _PORTAL,
+    "ratelimit.deleteOverride": _RATELIMIT,
+    "ratelimit.getOverride": _RATELIMIT,
+    "ratelimit.limit": _RATELIMIT,
+    "ratelimit.listOverrides": _RATELIMIT,
+    "ratelimit.multiLimit": _RATELIMIT,
+    "ratelimit.setOverride": _RATELIMIT,
+    "rootKeys.createKey": _ROOT_KEYS,
+    "rootKeys.deleteKey": _ROOT_KEYS,
+    "rootKeys.listKeys": _ROOT_KEYS,
+    "rootKeys.rerollKey": _ROOT_KEYS,
+    "rootKeys.updateKey": _ROOT_KEYS,
+    "workspace.getLimits": _WORKSPACE,
+    "workspace.getUsage": _WORKSPACE,
+}
+"""Operation to what it waits for, and what to do meanwhile."""
+
+
+def unknown(name: str) -> errors.Fault:
+    """Return why an operation that no route answers is refused.
+
+    Args:
+        name: `group.operation`, as the caller wrote it.
+    """
+    if name in WAITING:
+        return errors.OperationUnavailable(f"{name} is not available here. {WAITING[name]}")
+    return errors.RouteNotFound(f"There is no operation {name[:128]!r}.")
