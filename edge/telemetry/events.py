@@ -1,0 +1,308 @@
+"""Events of requests: noted in memory at once, written to segment files by a thread of their own.
+
+    telemetry = Telemetry(Spool(folder), region="local")
+    telemetry.start()
+
+    # keys.verifyKey, and keyauth of the gateway (source="gateway"); facts are made once per key
+    facts = key_facts(workspace_id, key_space_id, identity_id, external_id, key_id)
+    telemetry.record_verification(request_id, now_ms, facts, b"VALID", spent=1, latency=0.03)
+
+    # ratelimit.limit and multiLimit, one event per limit; facts may be kept per identifier
+    facts = ratelimit_facts(workspace_id, namespace_id, identifier)
+    telemetry.record_ratelimit(request_id, now_ms, facts, True, 10, 9, reset_ms, cost=1, latency=0.02)
+
+    telemetry.record_request(request_id, now_ms, workspace_id, host=…, method=…, path=…, status=200, …)
+    telemetry.stop()          # everything that was recorded is on disk
+
+Recording costs a tuple and an append. It never waits and never fails: while the disk is slower than the
+requests, events beyond `most` are dropped and counted. A killed process loses what it recorded since the
+last flush: `FLUSH_SECONDS`, or what the disk had not taken, `most` events per table at the utmost.
+
+Every event has an id, `<writer>-<number>`: a writer is one run of one process, its numbers have no gaps
+but those of drops.
+"""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import structlog
+
+from edge.telemetry.spool import Segment, Spool
+from edge.telemetry.tables import API_REQUESTS, GATEWAY_REQUESTS, RATELIMITS, VERIFICATIONS, Table
+from unkey import ids
+
+log = structlog.get_logger("telemetry")
+
+FLUSH_SECONDS = 1.0
+MOST = 100_000
+_CHUNK = 500  # rows that are written as text in one go, while no request is answered
+
+_encode = msgspec.json.encode
+
+
+def key_facts(
+    workspace_id: str, key_space_id: str, identity_id: str = "", external_id: str = "", key_id: str = ""
+) -> bytes:
+    """Return the columns of a verification that follow from the key, as a row has them."""
+    return _encode([workspace_id, key_space_id, identity_id, external_id, key_id])[1:-1]
+
+
+def ratelimit_facts(workspace_id: str, namespace_id: str, identifier: str) -> bytes:
+    """Return the columns of a rate limit that follow from who is counted, as a row has them."""
+    return _encode([workspace_id, namespace_id, identifier])[1:-1]
+
+
+class Telemetry:
+    """The events of one process.
+
+    Args:
+        spool: where segments are written.
+        region: told in every event.
+        most: events of a table that may wait to be written.
+        after: called in the background thread after each flush, to ship what was written.
+
+    Attributes:
+        recorded: events by table since start, without dropped ones.
+        dropped: events that there was no room for, by table.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        region: str,
+        most: int = MOST,
+        after: Callable[[Spool], object] | None = None,
+    ) -> None:
+        self.dropped: Counter[str] = Counter()
+        self._spool = spool
+        self._most = most
+        self._after = after
+        self._writer = ids.new("w")[2:]
+        self._region = _encode(region)
+        self._verifications: deque[tuple[Any, ...]] = deque()
+        self._ratelimits: deque[tuple[Any, ...]] = deque()
+        self._requests: deque[tuple[Any, ...]] = deque()
+        self._gateway: deque[tuple[Any, ...]] = deque()
+        self._buffers: tuple[tuple[Table, deque[tuple[Any, ...]], Callable[..., bytes]], ...] = (
+            (VERIFICATIONS, self._verifications, self._verification_line),
+            (RATELIMITS, self._ratelimits, self._ratelimit_line),
+            (API_REQUESTS, self._requests, self._row_line),
+            (GATEWAY_REQUESTS, self._gateway, self._row_line),
+        )
+        self._numbers: dict[str, int] = {table.name: 0 for table, _, _ in self._buffers}
+        # Written as text, not yet taken by the disk; per table, so that its size is bounded.
+        self._unwritten: dict[str, Segment] = {}
+        self._flushing = threading.Lock()
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # Recording
+
+    def record_verification(
+        self,
+        request_id: bytes,
+        time: int,
+        facts: bytes,
+        outcome: bytes,
+        *,
+        spent: int = 0,
+        latency: float = 0.0,
+        tags: bytes = b"[]",
+        source: bytes = b'"api",""',
+    ) -> None:
+        """Note that a key was verified.
+
+        Args:
+            request_id: `req_…`.
+            time: Unix milliseconds.
+            facts: see `key_facts`.
+            outcome: a code such as `VALID`.
+            spent: credits.
+            latency: milliseconds since the key was looked up.
+            tags: the request's tags as a JSON list.
+            source: two JSON strings: `api` or `gateway`, and the app that the gateway stands before.
+        """
+        waiting = self._verifications
+        if len(waiting) < self._most:
+            waiting.append((request_id, time, facts, source, outcome, tags, spent, latency))
+        else:
+            self.dropped[VERIFICATIONS.name] += 1
+
+    def record_ratelimit(
+        self,
+        request_id: bytes,
+        time: int,
+        facts: bytes,
+        passed: bool,
+        limit: int,
+        remaining: int,
+        reset_at: int,
+        *,
+        cost: int = 1,
+        latency: float = 0.0,
+        override_id: str = "",
+    ) -> None:
+        """Note a decision of a standalone rate limit.
+
+        Args:
+            request_id: `req_…`.
+            time: Unix milliseconds.
+            facts: see `ratelimit_facts`.
+            passed: whether the request was let through.
+            limit, remaining, reset_at: as the caller was told.
+            cost: tokens that were asked for.
+            latency: milliseconds that the decision took.
+            override_id: the override that applied, if one did.
+        """
+        waiting = self._ratelimits
+        if len(waiting) < self._most:
+            waiting.append(
+                (request_id, time, facts, passed, latency, override_id, limit, remaining, reset_at, cost)
+            )
+        else:
+            self.dropped[RATELIMITS.name] += 1
+
+    def record_request(
+        self,
+        request_id: str,
+        time: int,
+        workspace_id: str,
+        *,
+        host: str,
+        method: str,
+        path: str,
+        status: int,
+        error: str,
+        latency: int,
+        user_agent: str,
+        ip_address: str,
+        region: str,
+    ) -> None:
+        """Note a request of the management API.
+
+        Args:
+            request_id: `req_…`.
+            time: when it began, Unix milliseconds.
+            workspace_id: whose root key asked; empty: not known.
+            error: code of the catalogue, empty for a success.
+            latency: milliseconds until it was answered.
+            host, method, path, status, user_agent, ip_address, region: of the request and its answer.
+        """
+        waiting = self._requests
+        if len(waiting) < self._most:
+            waiting.append(
+                (
+                    *(request_id, time, workspace_id, host, method, path, status, error, latency),
+                    *(user_agent, ip_address, region),
+                )
+            )
+        else:
+            self.dropped[API_REQUESTS.name] += 1
+
+    # Writing
+
+    @property
+    def recorded(self) -> dict[str, int]:
+        """Events by table that have been taken out of memory."""
+        return dict(self._numbers)
+
+    def start(self) -> None:
+        """Begin to write in the background."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is left, and end; recording after this is in vain."""
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.flush()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(FLUSH_SECONDS):
+            try:
+                self.flush()
+            except Exception:
+                log.exception("telemetry.flush_failed")
+
+    def flush(self) -> None:
+        """Write what waits to segments, and have them shipped; what the disk refuses is kept for the next time."""
+        with self._flushing:
+            for table, waiting, line in self._buffers:
+                self._write(table, waiting, line)
+            if self._after is not None:
+                self._after(self._spool)
+
+    def _write(self, table: Table, waiting: deque[tuple[Any, ...]], line: Callable[..., bytes]) -> None:
+        """Write what the disk refused before, then all that waits now."""
+        if table.name in self._unwritten and not self._kept(table):
+            return
+        if waiting:
+            self._unwritten[table.name] = self._segment(table, waiting, line)
+            self._kept(table)
+
+    def _kept(self, table: Table) -> bool:
+        segment = self._unwritten[table.name]
+        try:
+            fits = self._spool.write(segment)
+        except OSError as error:
+            log.error("telemetry.disk_refuses", table=table.name, reason=str(error))
+            return False
+        del self._unwritten[table.name]
+        if not fits:
+            self.dropped[table.name] += segment.rows
+        return True
+
+    def _segment(self, table: Table, waiting: deque[tuple[Any, ...]], line: Callable[..., bytes]) -> Segment:
+        first = self._numbers[table.name] + 1
+        number = first
+        left = len(waiting)  # what comes meanwhile is the next segment's
+        parts: list[bytes] = []
+        while left:
+            events = [waiting.popleft() for _ in range(min(left, _CHUNK))]
+            left -= len(events)
+            parts.append(b"".join([line(number + index, event) for index, event in enumerate(events)]))
+            number += len(events)
+        self._numbers[table.name] = number - 1
+        return Segment(table.name, self._writer, first, number - 1, b"".join(parts))
+
+    def _verification_line(self, number: int, event: tuple[Any, ...]) -> bytes:
+        request_id, time, facts, source, outcome, tags, spent, latency = event
+        return b'["%b-%d","%b",%d,%b,%b,%b,"%b",%b,%d,%.3f]\n' % (
+            self._writer.encode(),
+            number,
+            request_id,
+            time,
+            facts,
+            self._region,
+            source,
+            outcome,
+            tags,
+            spent,
+            latency,
+        )
+
+    def _ratelimit_line(self, number: int, event: tuple[Any, ...]) -> bytes:
+        request_id, time, facts, passed, latency, override_id, limit, remaining, reset_at, cost = event
+        return b'["%b-%d","%b",%d,%b,%b,%.3f,"%b",%d,%d,%d,%d]\n' % (
+            self._writer.encode(),
+            number,
+            request_id,
+            time,
+            facts,
+            b"true" if passed else b"false",
+            latency,
+            override_id.encode(),
+            limit,
+            remaining,
+            reset_at,
+            cost,
+        )
+
+    def _row_line(self, number: int, event: Sequence[Any]) -> bytes:
+        return _encode([f"{self._writer}-{number}", *event]) + b"\n"
