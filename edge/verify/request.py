@@ -28,6 +28,7 @@ BODY = obj(
                 )
             )
         ),
+        "keyspaces": optional(array(string(1, 255), most=100)),
         "migrationId": optional(string(0, 256)),
     }
 )
@@ -59,6 +60,9 @@ class VerifyBody(Struct, frozen=True, forbid_unknown_fields=True):
     permissions: Annotated[str, Meta(min_length=1, max_length=1000)] | UnsetType = UNSET
     credits: CreditsBody | UnsetType = UNSET
     ratelimits: list[RatelimitBody] = []
+    keyspaces: (
+        Annotated[list[Annotated[str, Meta(min_length=1, max_length=255)]], Meta(max_length=100)] | UnsetType
+    ) = UNSET
     migration_id: Annotated[str, Meta(max_length=256)] | UnsetType = msgspec.field(
         default=UNSET, name="migrationId"
     )
@@ -67,6 +71,10 @@ class VerifyBody(Struct, frozen=True, forbid_unknown_fields=True):
     def cost(self) -> int | None:
         """The cost in credits that the request gives."""
         return None if isinstance(self.credits, UnsetType) else self.credits.cost
+
+    def admits(self, key_space_id: str) -> bool:
+        """Say whether a key of a key space may be told of: the request may name those it is for."""
+        return isinstance(self.keyspaces, UnsetType) or key_space_id in self.keyspaces
 
     @property
     def demands(self) -> tuple[Demand, ...]:

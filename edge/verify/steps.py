@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from edge.store.records import Api, Identity, KeyRecord, Ratelimit, Role, Workspace
+from edge.telemetry.facts import key_facts
 from edge.verify.limiter import Limit, Limiter
 from edge.verify.permissions import Query
 from unkey.errors import PreconditionFailed
@@ -116,7 +117,7 @@ class Subject:
     def head(self) -> bytes:
         """The fields of an answer that do not change between verifications, as JSON without braces."""
         key = self.key
-        fields: dict[str, Any] = {"keyId": key.id}
+        fields: dict[str, Any] = {"keyId": key.id, "keyspaceId": key.key_space_id}
         if key.name:
             fields["name"] = key.name
         if key.meta:
@@ -129,6 +130,13 @@ class Subject:
         if self.identity is not None:
             fields["identity"] = _identity(self.identity)
         return _encode(fields)[1:-1]
+
+    @cached_property
+    def facts(self) -> bytes:
+        """The columns that every event of a verification of this key has."""
+        key, identity = self.key, self.identity
+        holder = (identity.id, identity.external_id) if identity is not None else ("", "")
+        return key_facts(key.workspace_id, key.key_space_id, *holder, key.id)
 
     @cached_property
     def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:

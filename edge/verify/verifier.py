@@ -10,15 +10,18 @@ if isawaitable(verdict):              # credits must be leased first
 
 import hashlib
 from binascii import b2a_base64
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from math import inf
 from random import Random
+from time import perf_counter
+from typing import Protocol
 
 import msgspec
 
 from edge.store.records import Absence, KeyRecord, RootKey
 from edge.store.state import Lru
 from edge.store.store import Store
+from edge.telemetry.facts import key_facts, source_facts
 from edge.verify import permissions
 from edge.verify.limiter import Limit, Limiter
 from edge.verify.permissions import Query
@@ -43,6 +46,7 @@ Answer = tuple[int, bytes, dict[str, str]]
 
 _JSON = {"content-type": "application/json"}
 _MINUTE = 60_000
+_FROM_API = source_facts()
 _PROBLEM = {"content-type": "application/problem+json"}
 # Request ids are no secrets: one draw of a generator that the system seeded, each octet to a letter.
 _randbytes = Random().randbytes  # noqa: S311
@@ -54,6 +58,24 @@ _NO_HEADER = Violation(
 )
 
 
+class Recorder(Protocol):
+    """What verifications are told to: `edge.telemetry.events.Telemetry`."""
+
+    def record_verification(
+        self,
+        request_id: bytes,
+        time: int,
+        facts: bytes,
+        outcome: bytes,
+        *,
+        spent: int = 0,
+        latency: float = 0.0,
+        tags: bytes = b"[]",
+        source: bytes = b'"api",""',
+    ) -> None:
+        """Note that a key was verified."""
+
+
 def digest_of(text: str) -> str:
     """Return the hash that a key's row is found by: base64(SHA-256(text))."""
     return b2a_base64(hashlib.sha256(text.encode()).digest(), newline=False).decode()
@@ -62,13 +84,15 @@ def digest_of(text: str) -> str:
 class Caller:
     """A root key as a caller: what it may verify."""
 
-    __slots__ = ("everything", "permissions", "record", "requests_per_minute")
+    __slots__ = ("everything", "no_key", "permissions", "record", "requests_per_minute")
 
     def __init__(self, record: RootKey, requests_per_minute: int | None) -> None:
         self.record = record
         self.requests_per_minute = requests_per_minute
         self.permissions = frozenset(record.permissions)
         self.everything = "api.*.verify_key" in self.permissions
+        # What events say of a key that is not there, or must not be known of.
+        self.no_key = key_facts(record.workspace_id, "")
 
     def may_verify(self, key: KeyRecord) -> bool:
         """Say whether the caller may verify a key of its workspace."""
@@ -85,10 +109,23 @@ class Caller:
 class _Plan:
     """A request that was read: good while the store's epoch is the same and the root key has not expired."""
 
-    __slots__ = ("caller", "credits", "epoch", "expires_at", "good_until", "limit", "prepared", "template")
+    __slots__ = (
+        *("caller", "credits", "epoch", "expires_at", "facts", "good_until", "limit", "prepared", "tags"),
+        "template",
+    )
 
-    def __init__(self, prepared: Prepared | None, credits: int | None, caller: Caller, epoch: int) -> None:
+    def __init__(
+        self,
+        prepared: Prepared | None,
+        credits: int | None,
+        caller: Caller,
+        epoch: int,
+        tags: Sequence[str] = (),
+    ) -> None:
         self.prepared = prepared
+        # What events of it say.
+        self.facts = caller.no_key if prepared is None else prepared.subject.facts
+        self.tags = msgspec.json.encode(tags) if tags else b"[]"
         self.credits = credits
         self.caller = caller
         self.expires_at = inf if caller.record.expires_at is None else caller.record.expires_at
@@ -107,6 +144,10 @@ class _Plan:
             self.limit = prepared.limits[0] if prepared.limits else None
 
 
+# What events say of a key, the request's tags, and the outcome; None: not found.
+_Found = tuple[bytes, bytes, Verdict | None]
+
+
 class Verifier:
     """Verifies keys against a store; one per edge process.
 
@@ -114,10 +155,18 @@ class Verifier:
         store: where records and credits come from.
         limiter: the process's counters; the gateway's own limits share it.
         subjects: most keys kept joined with what they refer to.
+        telemetry: is told every verification; None: nobody is.
     """
 
-    def __init__(self, store: Store, limiter: Limiter | None = None, subjects: int = 100_000) -> None:
+    def __init__(
+        self,
+        store: Store,
+        limiter: Limiter | None = None,
+        subjects: int = 100_000,
+        telemetry: Recorder | None = None,
+    ) -> None:
         self.store = store
+        self._telemetry = telemetry
         self.limiter = Limiter() if limiter is None else limiter
         self._subjects: Lru[str, Subject] = Lru(subjects)
         self._callers: Lru[str, Caller] = Lru(10_000)
@@ -240,6 +289,7 @@ class Verifier:
 
         None: nothing was decided, counted or spent; `handle_verify_key` is to be asked.
         """
+        started = perf_counter()
         plan = self._plans.peek(_mark(authorization, remote_ip, body))
         if plan is None or not plan.template or plan.epoch != self.store.epoch:
             return None
@@ -249,25 +299,37 @@ class Verifier:
             return None
         key = prepared.subject.key
         limit = plan.limit
+        request_id = _request_id()
+        cost = 0
         if key.remaining is None:
             if limit is None:
-                return plan.template % _request_id()
-            outcome = self.limiter.check(limit, now)
-            if not outcome.passed:
+                answer = plan.template % request_id
+            else:
+                outcome = self.limiter.check(limit, now)
+                if not outcome.passed:
+                    return None
+                answer = plan.template % (request_id, outcome.remaining, outcome.reset)
+        else:
+            cost = 1 if plan.credits is None else plan.credits
+            wallet = self.store.wallet
+            lease = wallet.holding(key, cost)
+            if not cost or lease is None:
                 return None
-            return plan.template % (_request_id(), outcome.remaining, outcome.reset)
-        cost = 1 if plan.credits is None else plan.credits
-        wallet = self.store.wallet
-        lease = wallet.holding(key, cost)
-        if not cost or lease is None:
-            return None
-        if limit is None:
-            return plan.template % (_request_id(), wallet.spend_from(lease, key, cost))
-        outcome = self.limiter.check(limit, now)
-        if not outcome.passed:
-            return None
-        balance = wallet.spend_from(lease, key, cost)
-        return plan.template % (_request_id(), balance, outcome.remaining, outcome.reset)
+            if limit is None:
+                answer = plan.template % (request_id, wallet.spend_from(lease, key, cost))
+            else:
+                outcome = self.limiter.check(limit, now)
+                if not outcome.passed:
+                    return None
+                balance = wallet.spend_from(lease, key, cost)
+                answer = plan.template % (request_id, balance, outcome.remaining, outcome.reset)
+        telemetry = self._telemetry
+        if telemetry is not None:
+            latency = (perf_counter() - started) * 1000
+            telemetry.record_verification(
+                request_id, now, plan.facts, b"VALID", spent=cost, latency=latency, tags=plan.tags
+            )
+        return answer
 
     def handle_verify_key(
         self, headers: Mapping[str, str], body: bytes, remote_ip: str
@@ -280,6 +342,8 @@ class Verifier:
             remote_ip: address of the caller, for the API's list.
         """
         told: dict[str, str] = {}
+        started = perf_counter()
+        request_id = _request_id()
         try:
             authorization = headers.get("authorization", "")
             mark = _mark(authorization.encode("latin-1", "replace"), remote_ip.encode(), body)
@@ -288,17 +352,46 @@ class Verifier:
             if plan is None or plan.epoch != self.store.epoch or now > plan.expires_at:
                 found = self._plan(authorization, body, remote_ip, mark, told)
                 if not isinstance(found, _Plan):
-                    return self._later(headers, found, told)
+                    return self._later(headers, found, told, request_id, started)
                 plan = found
             self._admit(plan.caller, now, told)
             if plan.prepared is None:
-                return self._success(BARE_NOT_FOUND, told)
+                self._note(request_id, plan.facts, None, plan.tags, started)
+                return self._success(BARE_NOT_FOUND, told, request_id)
             verdict = self._charged(plan.prepared.verify(self.limiter, now), plan.credits)
             if isinstance(verdict, Verdict):
-                return self._success(render(verdict), told)
-            return self._later(headers, verdict, told)
+                self._note(request_id, plan.facts, verdict, plan.tags, started)
+                return self._success(render(verdict), told, request_id)
+            return self._later(headers, self._with(plan, verdict), told, request_id, started)
         except Fault as fault:
-            return self._failure(headers, fault, told)
+            return self._failure(headers, fault, told, request_id)
+
+    def _note(
+        self,
+        request_id: bytes,
+        facts: bytes,
+        verdict: Verdict | None,
+        tags: bytes,
+        started: float,
+        source: bytes = _FROM_API,
+    ) -> None:
+        """Tell telemetry of a verification; a verdict of None: the key was not found."""
+        if self._telemetry is None:
+            return
+        self._telemetry.record_verification(
+            request_id,
+            clock.now_ms(),
+            facts,
+            b"NOT_FOUND" if verdict is None else verdict.code.encode(),
+            spent=0 if verdict is None else verdict.spent,
+            latency=(perf_counter() - started) * 1000,
+            tags=tags,
+            source=source,
+        )
+
+    @staticmethod
+    async def _with(plan: _Plan, verifying: Awaitable[Verdict]) -> _Found:
+        return plan.facts, plan.tags, await verifying
 
     def _admit(self, caller: Caller, now: int, told: dict[str, str]) -> None:
         """Count a request against its workspace's limit, if there is one; `told` takes the headers."""
@@ -320,7 +413,7 @@ class Verifier:
 
     def _plan(
         self, authorization: str, body: bytes, remote_ip: str, mark: bytes, told: dict[str, str]
-    ) -> "_Plan | Awaitable[Verdict | None]":
+    ) -> _Plan | Awaitable[_Found]:
         """Read a request and decide what depends on neither time nor counters; keep that if it may recur."""
         asked = read(body) if authorization else read(body, (_NO_HEADER,))
         scheme, _, text = authorization.partition(" ")
@@ -337,7 +430,8 @@ class Verifier:
         subject = self.find(asked.key)
         if not isinstance(subject, Subject | None):
             return self._verify_slowly(asked, remote_ip, digest, subject, told)
-        plan = _Plan(self._prepared(caller, subject, asked, remote_ip), asked.cost, caller, self.store.epoch)
+        prepared = self._prepared(caller, subject, asked, remote_ip)
+        plan = _Plan(prepared, asked.cost, caller, self.store.epoch, asked.tags)
         if plan.prepared is not None:
             self._plans.put(mark, plan)
         return plan
@@ -349,8 +443,8 @@ class Verifier:
         digest: str,
         finding: Awaitable[Subject | None] | None,
         told: dict[str, str],
-    ) -> Verdict | None:
-        """Verify with a root key or a key that has to be read from the database; None: not found."""
+    ) -> _Found:
+        """Verify with a root key or a key that has to be read from the database."""
         subject = self.find(asked.key) if finding is None else finding
         if not isinstance(subject, Subject | None):
             subject = await subject
@@ -361,19 +455,26 @@ class Verifier:
         caller = self._caller(root_key)
         self._admit(caller, clock.now_ms(), told)
         prepared = self._prepared(caller, subject, asked, remote_ip)
+        tags = msgspec.json.encode(asked.tags)
         if prepared is None:
-            return None
+            return caller.no_key, tags, None
         verdict = self._charged(prepared.verify(self.limiter, clock.now_ms()), asked.cost)
-        return verdict if isinstance(verdict, Verdict) else await verdict
+        return prepared.subject.facts, tags, verdict if isinstance(verdict, Verdict) else await verdict
 
     async def _later(
-        self, headers: Mapping[str, str], verifying: Awaitable[Verdict | None], told: dict[str, str]
+        self,
+        headers: Mapping[str, str],
+        verifying: Awaitable[_Found],
+        told: dict[str, str],
+        request_id: bytes,
+        started: float,
     ) -> Answer:
         try:
-            verdict = await verifying
+            facts, tags, verdict = await verifying
         except Fault as fault:
-            return self._failure(headers, fault, told)
-        return self._success(BARE_NOT_FOUND if verdict is None else render(verdict), told)
+            return self._failure(headers, fault, told, request_id)
+        self._note(request_id, facts, verdict, tags, started)
+        return self._success(BARE_NOT_FOUND if verdict is None else render(verdict), told, request_id)
 
     def _prepared(
         self, caller: Caller, subject: Subject | None, asked: VerifyBody, remote_ip: str
@@ -384,7 +485,7 @@ class Verifier:
         key = subject.key
         if key.workspace_id != caller.record.workspace_id or subject.api.deleted or key.deleted:
             return None
-        if not caller.may_verify(key):
+        if not caller.may_verify(key) or not asked.admits(key.key_space_id):
             return None
         text = asked.permissions
         query = permissions.parse(text) if isinstance(text, str) else None
@@ -408,11 +509,13 @@ class Verifier:
             self._callers.put(record.hash, caller)
         return caller
 
-    def _success(self, payload: bytes, told: dict[str, str]) -> Answer:
-        content = b'{"meta":{"requestId":"%b"},"data":%b}' % (_request_id(), payload)
+    def _success(self, payload: bytes, told: dict[str, str], request_id: bytes) -> Answer:
+        content = b'{"meta":{"requestId":"%b"},"data":%b}' % (request_id, payload)
         return 200, content, {**_JSON, **told} if told else _JSON
 
-    def _failure(self, headers: Mapping[str, str], fault: Fault, told: dict[str, str]) -> Answer:
+    def _failure(
+        self, headers: Mapping[str, str], fault: Fault, told: dict[str, str], request_id: bytes
+    ) -> Answer:
         error: dict[str, object] = {
             "title": fault.kind.title,
             "detail": fault.detail,
@@ -425,7 +528,7 @@ class Verifier:
                 {"message": one.message, "location": one.location} | ({"fix": one.fix} if one.fix else {})
                 for one in fault.violations
             ]
-        content = {"meta": {"requestId": _request_id().decode()}, "error": error}
+        content = {"meta": {"requestId": request_id.decode()}, "error": error}
         problem = not fault.violations and _takes_problems(headers.get("accept", ""))
         kind = _PROBLEM if problem else _JSON
         return fault.kind.status, msgspec.json.encode(content), {**kind, **told}

@@ -97,6 +97,7 @@ VERIFIED = obj(
             ]
         ),
         "keyId": optional(string()),
+        "keyspaceId": optional(string()),
         "name": optional(string()),
         "meta": optional(anything()),
         "expires": optional(integer()),
@@ -430,6 +431,8 @@ def verify_key(call: Call) -> Any:
     key = verification.find_key(call.body["key"])
     about = _about(key) if key else {"api": "*", "keyspace": "*", "key": "*"}
     if not call.allows(about) or key is None:
+        return msgspec.Raw(steps.BARE_NOT_FOUND)
+    if "keyspaces" in call.body and key.key_space_id not in call.body["keyspaces"]:
         return msgspec.Raw(steps.BARE_NOT_FOUND)
     verdict = verification.verify(key, call.body, call.remote_ip)
     return msgspec.Raw(steps.render(verdict))

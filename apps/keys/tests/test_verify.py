@@ -36,6 +36,7 @@ def test_a_valid_key_is_told_with_all_that_is_known_of_it(tenant: Tenant, make_k
     answer = tenant("keys.verifyKey", {"key": made["key"]})
     identity = answer.pop("identity")
     assert identity["externalId"] == "ada"
+    assert answer.pop("keyspaceId") == Key.objects.unscoped("test").get(pk=made["keyId"]).key_space_id
     assert answer == {
         "valid": True,
         "code": "VALID",
@@ -182,3 +183,16 @@ def test_a_disabled_workspace_answers_nobody(tenant: Tenant, make_key: MakeKey) 
     key = make_key()["key"]
     Workspace.objects.filter(pk=tenant.workspace.pk).update(enabled=False)
     assert tenant.send("keys.verifyKey", {"key": key}).status == 403
+
+
+def test_a_key_of_another_key_space_than_those_asked_for_is_not_found_and_spends_nothing(
+    tenant: Tenant, make_key: MakeKey
+) -> None:
+    made = make_key(credits={"remaining": 5})
+    space = tenant("keys.verifyKey", {"key": made["key"]})["keyspaceId"]
+    for keyspaces, valid in (([space], True), (["ks_other", space], True), (["ks_other"], False), ([], False)):
+        answer = tenant("keys.verifyKey", {"key": made["key"], "keyspaces": keyspaces})
+        assert answer["valid"] is valid
+        if not valid:
+            assert answer == {"valid": False, "code": "NOT_FOUND"}
+    assert Key.objects.unscoped("test").get(pk=made["keyId"]).remaining == 2
