@@ -43,18 +43,6 @@ _CHUNK = 500  # rows that are written as text in one go, while no request is ans
 _encode = msgspec.json.encode
 
 
-def key_facts(
-    workspace_id: str, key_space_id: str, identity_id: str = "", external_id: str = "", key_id: str = ""
-) -> bytes:
-    """Return the columns of a verification that follow from the key, as a row has them."""
-    return _encode([workspace_id, key_space_id, identity_id, external_id, key_id])[1:-1]
-
-
-def ratelimit_facts(workspace_id: str, namespace_id: str, identifier: str) -> bytes:
-    """Return the columns of a rate limit that follow from who is counted, as a row has them."""
-    return _encode([workspace_id, namespace_id, identifier])[1:-1]
-
-
 class Telemetry:
     """The events of one process.
 
@@ -119,7 +107,7 @@ class Telemetry:
         Args:
             request_id: `req_…`.
             time: Unix milliseconds.
-            facts: see `key_facts`.
+            facts: see `edge.telemetry.facts.key_facts`.
             outcome: a code such as `VALID`.
             spent: credits.
             latency: milliseconds since the key was looked up.
@@ -151,7 +139,7 @@ class Telemetry:
         Args:
             request_id: `req_…`.
             time: Unix milliseconds.
-            facts: see `ratelimit_facts`.
+            facts: see `edge.telemetry.facts.ratelimit_facts`.
             passed: whether the request was let through.
             limit, remaining, reset_at: as the caller was told.
             cost: tokens that were asked for.

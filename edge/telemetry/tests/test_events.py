@@ -7,7 +7,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge.telemetry.events import Telemetry, key_facts, ratelimit_facts
+from edge.telemetry.events import Telemetry
+from edge.telemetry.facts import key_facts, ratelimit_facts
 from edge.telemetry.spool import Segment, Spool
 from edge.telemetry.tables import API_REQUESTS, RATELIMITS, TABLES, VERIFICATIONS, Table
 
