@@ -3,6 +3,8 @@
 .PHONY: help demo up down test test-services faults check bench clean format
 
 ARGS ?=
+# Where nothing may be compiled ahead, each of some ten processes compiles all that it imports, at each start.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

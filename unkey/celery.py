@@ -13,6 +13,8 @@ from unkey.complaints import in_one_line
 from unkey.env import BadSetting
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "unkey.settings")
+# Django's checks import every page of web, which neither worker nor beat serves; `up` and `prepare` run them.
+os.environ.setdefault("CELERY_SKIP_CHECKS", "1")
 
 # Celery warns root of pickled messages; only JSON is accepted here.
 warnings.filterwarnings("ignore", message="You're running the worker with superuser privileges")

@@ -1,6 +1,9 @@
 """What must be true before the processes start: schema, regions, certificates. Safe to repeat."""
 
+from django.core.checks import Tags
 from django.core.management import call_command
+from django.core.management.commands.migrate import Command as Migrate
+from django.db import DEFAULT_DB_ALIAS
 
 from unkey.env import env
 
@@ -18,7 +21,10 @@ def prepare() -> None:
 
     for name in ("SECRET_KEY", "AGENT_TOKEN", "VAULT_MASTER_KEY"):
         env.secret(name)
-    call_command("migrate", interactive=False, verbosity=0, skip_checks=False)
+    # Of Django's checks those of the database; the others would import every page of web, at each start.
+    migrate = Migrate()
+    migrate.check(tags=[Tags.database], databases=[DEFAULT_DB_ALIAS])
+    call_command(migrate, interactive=False, verbosity=0, skip_checks=True)
     for region in env.REGIONS or (env.REGION,):
         cluster.ensure_region(region)
     certs.ensure_default_certificates()

@@ -19,6 +19,7 @@ KINDS = Token.Kind.values
 
 class Command(BaseCommand):
     help = "Show agents and edges, make and end their tokens, remove what all of them have passed."
+    requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")

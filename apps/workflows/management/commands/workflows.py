@@ -20,6 +20,7 @@ class Command(BaseCommand):
     """Look at workflow runs and help those that are stuck."""
 
     help = "Look at workflow runs and help those that are stuck."
+    requires_system_checks = []
 
     def add_arguments(self, parser: CommandParser) -> None:
         """Declare the sub-commands."""

@@ -14,6 +14,7 @@ from unkey.tenancy import workspace_scope
 
 class Command(BaseCommand):
     help = "Make an account a member of a workspace, or change its role there."
+    requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--workspace", required=True, help="slug or id")

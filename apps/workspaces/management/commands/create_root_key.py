@@ -15,6 +15,7 @@ from unkey.errors import Fault
 
 class Command(BaseCommand):
     help = "Make a root key, which manages a workspace through /v2. Its text is shown once."
+    requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--workspace", required=True, help="slug or id")

@@ -17,6 +17,7 @@ from unkey.errors import Fault
 
 class Command(BaseCommand):
     help = "Make a personal token of a member, for /api. Its text is shown once."
+    requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("--workspace", required=True, help="slug or id")

@@ -17,6 +17,7 @@ from unkey.errors import Fault
 
 class Command(BaseCommand):
     help = "Make a workspace: a tenant with its own keys, projects and limits."
+    requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("name", help="what people call it")

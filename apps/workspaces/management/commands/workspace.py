@@ -16,6 +16,7 @@ ACTIONS = {"suspend": teardown.suspend, "resume": teardown.resume, "archive": te
 
 class Command(BaseCommand):
     help = "Suspend a workspace (nothing of it runs), resume it (what was live is started), or archive it."
+    requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("action", choices=sorted(ACTIONS))
