@@ -444,31 +444,33 @@ def pages(
             last = places[-1]
 
 
-def key_by_hash(digest: str, rejected: Callable[[str], None]) -> list[Record]:
-    """Read a key and everything that it refers to; empty if there is no such key."""
-    keys = [
-        record
-        for record in KEYS.records(list(KEYS.rows().filter(hash=digest)), rejected)
-        if isinstance(record, KeyRecord)
-    ]
-    records: list[Record] = []
-    for key in keys:
+def by_hash(keys: list[str], root_keys: list[str], rejected: Callable[[str], None]) -> list[Record]:
+    """Read keys and root keys by their hashes, with everything that they refer to, as of one moment.
+
+    Returns:
+        records, what is referred to first; nothing for a hash that no row has.
+    """
+    with cut():
+        found = KEYS.records(list(KEYS.rows().filter(hash__in=keys)), rejected) if keys else []
+        held = [key for key in found if isinstance(key, KeyRecord)]
+        roots = (
+            ROOT_KEYS.records(list(ROOT_KEYS.rows().filter(hash__in=root_keys)), rejected)
+            if root_keys
+            else []
+        )
+        records: list[Record] = []
         for table, ids in (
-            (WORKSPACES, [key.workspace_id]),
-            (APIS, [key.api_id]),
-            (ROLES, list(key.role_ids)),
-            (IDENTITIES, [key.identity_id] if key.identity_id else []),
+            (
+                WORKSPACES,
+                {key.workspace_id for key in (*held, *roots) if isinstance(key, KeyRecord | RootKey)},
+            ),
+            (APIS, {key.api_id for key in held}),
+            (ROLES, {role_id for key in held for role_id in key.role_ids}),
+            (IDENTITIES, {key.identity_id for key in held if key.identity_id}),
         ):
             if ids:
                 records.extend(table.records(list(table.rows().filter(pk__in=ids)), rejected))
-    return [*records, *keys]
-
-
-def root_key_by_hash(digest: str, rejected: Callable[[str], None]) -> list[Record]:
-    """Read a root key and its workspace; empty if there is none."""
-    keys = ROOT_KEYS.records(list(ROOT_KEYS.rows().filter(hash=digest)), rejected)
-    owners = [key.workspace_id for key in keys if isinstance(key, RootKey)]
-    return [*WORKSPACES.records(list(WORKSPACES.rows().filter(pk__in=owners)), rejected), *keys]
+    return [*records, *roots, *held]
 
 
 def beat(edge_id: str, region: str, role: str, applied: dict[str, int], started_at: Any) -> None:

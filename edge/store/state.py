@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
+from edge.store.held import Table
 from edge.store.records import (
     Absence,
     Api,
@@ -88,11 +89,12 @@ class State:
         self.root_keys: dict[str, RootKey] = {}
         self.apis: dict[str, Api] = {}
         self.roles: dict[str, Role] = {}
-        self.identities: Lru[str, Identity] = Lru(key_capacity)
-        self.keys: Lru[str, KeyRecord] = Lru(key_capacity)
+        self.identities: Table[Identity] = Table(key_capacity)
+        self.keys: Table[KeyRecord] = Table(key_capacity)
         self.hash_of: dict[str, str] = {}
-        self.absent: Lru[str, float] = Lru(absent_capacity)
-        self.generations: dict[str, int] = {}
+        # A hash may be of no key and yet of a root key.
+        self.absent_keys: Lru[str, float] = Lru(absent_capacity)
+        self.absent_root_keys: Lru[str, float] = Lru(absent_capacity)
         self.applied: dict[str, int] = {}
 
     def certificate(self, server_name: str) -> Certificate | None:
@@ -106,15 +108,17 @@ class State:
 
     def key(self, digest: str, now: float) -> KeyRecord | Absence:
         """Return a key by its hash; `now` is the clock (seconds) that negative entries lapse by."""
-        record = self.keys.get(digest)
+        record = self.keys.peek(digest)
         if record is not None:
             return Absence.UNKNOWN if record.deleted else record
-        return self.absence(digest, now)
+        return _absence(self.absent_keys, digest, now)
 
-    def absence(self, digest: str, now: float) -> Absence:
-        """Return why a hash is not in memory."""
-        lapses = self.absent.get(digest)
-        return Absence.UNKNOWN if lapses is not None and lapses > now else Absence.NOT_LOADED
+    def root_key(self, digest: str, now: float) -> RootKey | Absence:
+        """Return a root key by its hash; `now` as for `key`."""
+        record = self.root_keys.get(digest)
+        if record is not None:
+            return Absence.UNKNOWN if record.deleted else record
+        return _absence(self.absent_root_keys, digest, now)
 
     def tables(self) -> list[list[Record]]:
         """Return every record that a snapshot keeps, by type; keys after what they refer to."""
@@ -150,7 +154,6 @@ class State:
     def _forget_shard(self, mine: Callable[[str], bool]) -> None:
         for workspace in [one for one in self.workspaces.values() if mine(one.id)]:
             del self.workspaces[workspace.id]
-            self._touch(workspace.id)
         for table in (self.root_keys, self.apis, self.roles):
             for name in [name for name, one in table.items() if mine(one.workspace_id)]:
                 del table[name]
@@ -190,24 +193,24 @@ class State:
         return True
 
     def _apply_workspace(self, record: Workspace) -> bool:
-        return _newer(self.workspaces, record.id, record) and self._touch(record.id)
+        return _newer(self.workspaces, record.id, record)
 
     def _apply_root_key(self, record: RootKey) -> bool:
-        self.absent.pop(record.hash)
+        self.absent_root_keys.pop(record.hash)
         return _newer(self.root_keys, record.hash, record)
 
     def _apply_api(self, record: Api) -> bool:
-        return _newer(self.apis, record.id, record) and self._touch(record.workspace_id)
+        return _newer(self.apis, record.id, record)
 
     def _apply_role(self, record: Role) -> bool:
-        return _newer(self.roles, record.id, record) and self._touch(record.workspace_id)
+        return _newer(self.roles, record.id, record)
 
     def _apply_identity(self, record: Identity) -> bool:
         known = self.identities.peek(record.id)
         if known is not None and known.version >= record.version:
             return False
         self.identities.put(record.id, record)
-        return self._touch(record.workspace_id)
+        return True
 
     def _apply_key(self, record: KeyRecord) -> bool:
         previous_hash = self.hash_of.get(record.id)
@@ -216,15 +219,11 @@ class State:
             return False
         if previous_hash is not None and previous_hash != record.hash:
             self.keys.pop(previous_hash)
-        self.absent.pop(record.hash)
+        self.absent_keys.pop(record.hash)
         self.hash_of[record.id] = record.hash
-        left = self.keys.put(record.hash, record)
-        if left is not None and self.hash_of.get(left.id) == left.hash:
-            del self.hash_of[left.id]
-        return True
-
-    def _touch(self, workspace_id: str) -> bool:
-        self.generations[workspace_id] = self.generations.get(workspace_id, 0) + 1
+        for left in self.keys.put(record.hash, record):
+            if self.hash_of.get(left.id) == left.hash:
+                del self.hash_of[left.id]
         return True
 
     _appliers: dict[type, Callable[["State", Any], bool]] = {
@@ -239,6 +238,11 @@ class State:
         Identity: _apply_identity,
         KeyRecord: _apply_key,
     }
+
+
+def _absence(absent: Lru[str, float], digest: str, now: float) -> Absence:
+    lapses = absent.peek(digest)
+    return Absence.UNKNOWN if lapses is not None and lapses > now else Absence.NOT_LOADED
 
 
 def _newer(table: dict[str, _V], name: str, record: _V) -> bool:

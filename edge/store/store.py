@@ -23,7 +23,9 @@ import structlog
 from edge.store import disk
 from edge.store.credits import Wallet
 from edge.store.database import Database, DatabaseGone
+from edge.store.held import Held
 from edge.store.ledger import Ledger
+from edge.store.reading import Reader, Wanted
 from edge.store.records import (
     Absence,
     Api,
@@ -42,7 +44,7 @@ from edge.store.records import (
 from edge.store.state import State
 from unkey import clock
 from unkey.env import env
-from unkey.errors import ServiceUnavailable
+from unkey.errors import Fault, ServiceUnavailable
 
 if TYPE_CHECKING:
     from apps.keys.credits import Grant
@@ -111,11 +113,13 @@ class Store:
         self._sealed: dict[str, SealedCertificate] = {}
         self._callbacks: list[Callable[[str, Sequence[Record]], None]] = []
         self._ticks: list[Callable[[], object]] = []
-        self._fetching: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._reader = Reader(self._read_in, self.counters)
         self._database = Database(_configure)
         # What is told to the cluster waits for other writers, who may take seconds: on a connection of its
         # own it keeps nobody from hearing of a switch.
         self._cluster = Database(_configure)
+        # Neither does who looks unknown keys up.
+        self._lookups = Database(_configure)
         self._moved = asyncio.Event()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edge-snapshot")
         self._tasks: list[asyncio.Task[None]] = []
@@ -157,12 +161,17 @@ class Store:
         """Return a key by hash, or why it is not in memory."""
         return self._state.key(digest, time.monotonic())
 
+    def held_key(self, digest: str) -> Held[KeyRecord] | None:
+        """Return where a key by its hash is held in memory, deleted ones too."""
+        return self._state.keys.get(digest)
+
+    def held_identity(self, identity_id: str) -> Held[Identity] | None:
+        """Return where an identity is held in memory, deleted ones too."""
+        return self._state.identities.get(identity_id)
+
     def root_key(self, digest: str) -> RootKey | Absence:
         """Return a root key by hash, or why it is not in memory."""
-        found = self._state.root_keys.get(digest)
-        if found is not None:
-            return Absence.UNKNOWN if found.deleted else found
-        return self._state.absence(digest, time.monotonic())
+        return self._state.root_key(digest, time.monotonic())
 
     def workspace(self, workspace_id: str) -> Workspace | None:
         """Return a workspace."""
@@ -178,11 +187,7 @@ class Store:
 
     def identity(self, identity_id: str) -> Identity | None:
         """Return an identity, deleted ones too."""
-        return self._state.identities.get(identity_id)
-
-    def generation(self, workspace_id: str) -> int:
-        """Return a number that changes with every API, role, identity and state of a workspace."""
-        return self._state.generations.get(workspace_id, 0)
+        return self._state.identities.peek(identity_id)
 
     def on_change(self, callback: Callable[[str, Sequence[Record]], None]) -> None:
         """Call `callback(stream, records)` in the event loop after records were applied."""
@@ -205,21 +210,49 @@ class Store:
         """Read a never-seen key from the database; concurrent callers share one read.
 
         Raises:
+            ServiceUnavailable: the database does not answer, or too many keys are being looked up.
+        """
+        await self._reader.read(("key", digest))
+        found = self._state.key(digest, time.monotonic())
+        if found is Absence.NOT_LOADED:
+            raise _left_again()
+        return found if isinstance(found, KeyRecord) else None
+
+    async def take_over(self, workspace_id: str, migration: str, text: str, digest: str) -> KeyRecord | None:
+        """Give an imported key a hash of ours at its first use; None: there is none of this text.
+
+        Args:
+            workspace_id: whose keys may be taken over.
+            migration: name or id of the migration that the key was imported under.
+            text: what was presented.
+            digest: the hash that its row is found by from now on.
+
+        Raises:
             ServiceUnavailable: the database does not answer.
         """
-        await self._fetch("key_by_hash", digest)
-        found = self._state.keys.get(digest)
-        return None if found is None or found.deleted else found
+
+        def work() -> bool:
+            from apps.keys.imports import take_over
+
+            return take_over(workspace_id, migration, text)
+
+        try:
+            found = await self._ask(work)
+        except DatabaseGone as error:
+            raise ServiceUnavailable("The key cannot be looked for: the database does not answer.") from error
+        return await self.fetch_key(digest) if found else None
 
     async def fetch_root_key(self, digest: str) -> RootKey | None:
         """Read a never-seen root key from the database; concurrent callers share one read.
 
         Raises:
-            ServiceUnavailable: the database does not answer.
+            ServiceUnavailable: the database does not answer, or too many keys are being looked up.
         """
-        await self._fetch("root_key_by_hash", digest)
-        found = self._state.root_keys.get(digest)
-        return None if found is None or found.deleted else found
+        await self._reader.read(("root_key", digest))
+        found = self._state.root_key(digest, time.monotonic())
+        if found is Absence.NOT_LOADED:
+            raise _left_again()
+        return found if isinstance(found, RootKey) else None
 
     # Credits
 
@@ -272,6 +305,7 @@ class Store:
             task.remove_done_callback(self._ended)
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reader.stop()
         try:
             await self.wallet.close()
             await self._tell_use()
@@ -285,6 +319,7 @@ class Store:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, self._database.close)
         await loop.run_in_executor(None, self._cluster.close)
+        await loop.run_in_executor(None, self._lookups.close)
         self._writer.shutdown()
         if self._ledger is not None:
             self._ledger.close()
@@ -469,7 +504,7 @@ class Store:
             self._open(record) if isinstance(record, SealedCertificate) else record for record in records
         ]
         changed = self._state.apply([record for record in opened if record is not None])
-        if stream.startswith(("keys", "snapshot")):
+        if changed and stream.startswith(("keys", "snapshot")):
             self.epoch += 1
         wallet = self.wallet
         for record in changed:
@@ -496,28 +531,24 @@ class Store:
             return None
         return Certificate(sealed.hostname, sealed.chain, private_key, sealed.version)
 
-    async def _fetch(self, what: str, digest: str) -> None:
-        task = self._fetching.get((what, digest))
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._read_in(what, digest))
-            self._fetching[what, digest] = task
-            task.add_done_callback(lambda _: self._fetching.pop((what, digest), None))
-        try:
-            await asyncio.shield(task)
-        except DatabaseGone as error:
-            self.counters["fetches_failed"] += 1
-            raise ServiceUnavailable(
-                "This key is not known here yet and the database does not answer."
-            ) from error
-
-    async def _read_in(self, what: str, digest: str) -> None:
-        self.counters["fetches"] += 1
-        records = await self._ask(partial(_feed_call, what, digest, self._rejected))
+    async def _read_in(self, batch: Sequence[Wanted]) -> None:
+        keys = [digest for kind, digest in batch if kind == "key"]
+        root_keys = [digest for kind, digest in batch if kind == "root_key"]
+        loop = asyncio.get_running_loop()
+        work = partial(_feed_call, "by_hash", keys, root_keys, self._rejected)
+        records = await loop.run_in_executor(self._lookups.executor, self._lookups.call, work)
         if records:
             self._take("keys", records)
             self._dirty.set()
-        else:
-            self._state.absent.put(digest, time.monotonic() + ABSENT_SECONDS)
+        found = {each.hash for each in records if isinstance(each, KeyRecord)}
+        found_root = {each.hash for each in records if isinstance(each, RootKey)}
+        lapses = time.monotonic() + ABSENT_SECONDS
+        for digest in keys:
+            if digest not in found:
+                self._state.absent_keys.put(digest, lapses)
+        for digest in root_keys:
+            if digest not in found_root:
+                self._state.absent_root_keys.put(digest, lapses)
 
     def _reached(self) -> None:
         if not self.connected:
@@ -642,6 +673,11 @@ def _configure() -> None:
     if not apps.ready:
         os.environ.setdefault("DJANGO_SETTINGS_MODULE", "unkey.settings")
         django.setup()
+
+
+def _left_again() -> Fault:
+    # Found or known to be absent, and pushed out of memory before its reader had his turn.
+    return ServiceUnavailable("This key could not be looked up at the moment; try again.")
 
 
 def _feed_call(name: str, *args: Any) -> Any:

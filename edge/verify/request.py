@@ -52,7 +52,7 @@ class CreditsBody(Struct, frozen=True, forbid_unknown_fields=True):
     cost: Annotated[int, Meta(ge=0, le=1_000_000_000_000)]
 
 
-class VerifyBody(Struct, frozen=True, forbid_unknown_fields=True):
+class VerifyBody(Struct, forbid_unknown_fields=True):
     """The whole body."""
 
     key: Annotated[str, Meta(min_length=1, max_length=512)]
@@ -71,6 +71,11 @@ class VerifyBody(Struct, frozen=True, forbid_unknown_fields=True):
     def cost(self) -> int | None:
         """The cost in credits that the request gives."""
         return None if isinstance(self.credits, UnsetType) else self.credits.cost
+
+    @property
+    def migration(self) -> str:
+        """Under what the key may have been imported; empty: under nothing."""
+        return "" if isinstance(self.migration_id, UnsetType) else self.migration_id
 
     def admits(self, key_space_id: str) -> bool:
         """Say whether a key of a key space may be told of: the request may name those it is for."""
@@ -91,6 +96,8 @@ class VerifyBody(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _decoder = msgspec.json.Decoder(VerifyBody)
+decode = _decoder.decode
+"""Read a body without checking its windows; raises `MsgspecError` and others as `read` catches them."""
 
 
 def read(body: bytes, faults: tuple[Violation, ...] = ()) -> VerifyBody:

@@ -11,7 +11,7 @@ Source: reference, api.md 2.3 and 2.4.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any
 
@@ -36,35 +36,68 @@ EXPIRED = "EXPIRED"
 _encode = msgspec.json.encode
 
 
-class Applied(Struct, frozen=True):
-    """A configured or ad-hoc limit and the counter that it is counted on; `id` is empty for ad-hoc ones."""
+class Applied(Struct, frozen=True, gc=False):
+    """A configured or ad-hoc limit and how it is asked; its `id` is empty if it is ad hoc."""
 
-    id: str
-    name: str
-    auto_apply: bool
+    ratelimit: Ratelimit
     limit: Limit
-    head: bytes
+
+    @property
+    def id(self) -> str:
+        """The limit's id, empty for ad-hoc ones."""
+        return self.ratelimit.id
+
+    @property
+    def name(self) -> str:
+        """The limit's name: also the name space that it is counted in."""
+        return self.ratelimit.name
 
     def costing(self, cost: int) -> "Applied":
         """Return the same limit with another cost."""
-        limit = self.limit
-        return msgspec.structs.replace(self, limit=Limit(limit.counter, limit.limit, cost))
+        return Applied(self.ratelimit, Limit(self.limit.counter, self.limit.limit, cost))
 
 
 def _applied(ratelimit: Ratelimit, workspace_id: str, identifier: str, cost: int = 1) -> Applied:
-    head = _encode(
-        {
-            "id": ratelimit.id,
-            "name": ratelimit.name,
-            "limit": ratelimit.limit,
-            "duration": ratelimit.duration,
-            "autoApply": ratelimit.auto_apply,
-        }
-    )
     counter = (workspace_id, ratelimit.name, identifier, ratelimit.duration)
-    return Applied(
-        ratelimit.id, ratelimit.name, ratelimit.auto_apply, Limit(counter, ratelimit.limit, cost), head[:-1]
-    )
+    return Applied(ratelimit, Limit(counter, ratelimit.limit, cost))
+
+
+class Grants:
+    """What keys with the same permissions and roles have in common.
+
+    Args:
+        permissions: slugs given directly.
+        roles: whose slugs count as well.
+    """
+
+    __slots__ = ("permissions", "role_names", "text")
+
+    def __init__(self, permissions: Sequence[str], roles: Sequence[Role]) -> None:
+        self.role_names = tuple(sorted(role.name for role in roles))
+        self.permissions = frozenset(permissions).union(*(role.permissions for role in roles))
+        #: Their part of an answer, as JSON.
+        self.text = b'"permissions":%b,"roles":%b' % (
+            _encode(sorted(self.permissions)),
+            _encode(self.role_names),
+        )
+
+
+class Holder:
+    """What the keys of an identity have in common.
+
+    Args:
+        identity: as the store has it.
+    """
+
+    __slots__ = ("identity", "limits", "text")
+
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
+        self.limits = tuple(
+            _applied(each, identity.workspace_id, identity.id) for each in identity.ratelimits
+        )
+        #: Its part of an answer, as JSON.
+        self.text = b',"identity":' + _encode(_identity(identity))
 
 
 class Subject:
@@ -76,8 +109,16 @@ class Subject:
         api: the API of its key space.
         identity: who holds it, None if nobody or deleted.
         roles: the key's roles.
-        generation: the caller's mark of when it was joined.
+        grants, holder: what others of the same permissions, or of the same identity, have made already.
+
+    Attributes:
+        epoch: the caller's mark of when what was joined was last known to be current.
     """
+
+    __slots__ = (
+        "api", "automatic", "blocked", "epoch", "grants", "holder", "identity", "key", "limits", "roles",
+        "workspace",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -86,23 +127,37 @@ class Subject:
         api: Api,
         identity: Identity | None,
         roles: Sequence[Role],
-        generation: int = 0,
+        *,
+        grants: Grants | None = None,
+        holder: Holder | None = None,
     ) -> None:
         self.key = key
         self.workspace = workspace
         self.api = api
         self.identity = identity
-        self.generation = generation
-        self.role_names = tuple(sorted(role.name for role in roles))
-        self.permissions = frozenset(key.permissions).union(*(role.permissions for role in roles))
-        self.limits: dict[str, Applied] = {}
-        if identity is not None:
-            for ratelimit in identity.ratelimits:
-                self.limits[ratelimit.name] = _applied(ratelimit, key.workspace_id, identity.id)
-        for ratelimit in key.ratelimits:
-            self.limits[ratelimit.name] = _applied(ratelimit, key.workspace_id, key.id)
-        self.automatic = tuple(applied for applied in self.limits.values() if applied.auto_apply)
+        self.roles = tuple(roles)
+        self.epoch = 0
+        self.grants = Grants(key.permissions, roles) if grants is None else grants
+        self.holder = Holder(identity) if holder is None and identity is not None else holder
+        self.limits: tuple[Applied, ...] = () if self.holder is None else self.holder.limits
+        if key.ratelimits:
+            # A limit of the key stands in the place of its identity's of the same name.
+            named = {applied.name: applied for applied in self.limits}
+            named |= {each.name: _applied(each, key.workspace_id, key.id) for each in key.ratelimits}
+            self.limits = tuple(named.values())
+        automatic = tuple(applied for applied in self.limits if applied.ratelimit.auto_apply)
+        self.automatic = self.limits if automatic == self.limits else automatic
         self.blocked = _blocked(key, workspace, api)
+
+    @property
+    def role_names(self) -> tuple[str, ...]:
+        """The names of the key's roles, sorted."""
+        return self.grants.role_names
+
+    @property
+    def permissions(self) -> frozenset[str]:
+        """The key's own slugs and those of its roles."""
+        return self.grants.permissions
 
     def status(self, now_ms: int) -> str:
         """Return the code that the key loads with, in the order of the reference, 2.3."""
@@ -113,45 +168,32 @@ class Subject:
             return EXPIRED
         return VALID
 
-    @cached_property
+    @property
     def head(self) -> bytes:
         """The fields of an answer that do not change between verifications, as JSON without braces."""
         key = self.key
-        fields: dict[str, Any] = {"keyId": key.id, "keyspaceId": key.key_space_id}
+        own = b'"keyId":"%b","keyspaceId":"%b"' % (key.id.encode(), key.key_space_id.encode())
         if key.name:
-            fields["name"] = key.name
+            own += b',"name":%b' % _encode(key.name)
         if key.meta:
-            fields["meta"] = key.meta
+            own += b',"meta":%b' % _encode(key.meta)
         if key.expires_at is not None:
-            fields["expires"] = key.expires_at
-        fields["enabled"] = key.enabled
-        fields["permissions"] = sorted(self.permissions)
-        fields["roles"] = self.role_names
-        if self.identity is not None:
-            fields["identity"] = _identity(self.identity)
-        return _encode(fields)[1:-1]
+            own += b',"expires":%d' % key.expires_at
+        enabled = b',"enabled":true,' if key.enabled else b',"enabled":false,'
+        holder = self.holder
+        return b"%b%b%b%b" % (own, enabled, self.grants.text, b"" if holder is None else holder.text)
 
-    @cached_property
+    @property
     def facts(self) -> bytes:
         """The columns that every event of a verification of this key has."""
         key, identity = self.key, self.identity
         holder = (identity.id, identity.external_id) if identity is not None else ("", "")
         return key_facts(key.workspace_id, key.key_space_id, *holder, key.id)
 
-    @cached_property
-    def networks(self) -> tuple[IPv4Network | IPv6Network, ...]:
-        """The addresses that may use the key; entries that cannot be read admit nobody."""
-        found = []
-        for entry in self.api.ip_whitelist:
-            try:
-                found.append(ip_network(entry, strict=False))
-            except ValueError:
-                continue
-        return tuple(found)
-
     def admits(self, remote_ip: str) -> bool:
         """Say whether the API's IP list, if it has one, lets an address pass."""
-        if not self.api.ip_whitelist:
+        listed = self.api.ip_whitelist
+        if not listed:
             return True
         try:
             address = ip_address(remote_ip)
@@ -159,7 +201,19 @@ class Subject:
             return False
         if isinstance(address, IPv6Address) and address.ipv4_mapped:
             address = address.ipv4_mapped
-        return any(address in network for network in self.networks)
+        return any(address in network for network in _networks(listed))
+
+
+@lru_cache(maxsize=4096)
+def _networks(listed: tuple[str, ...]) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Return the addresses of a list; entries that cannot be read admit nobody."""
+    found = []
+    for entry in listed:
+        try:
+            found.append(ip_network(entry, strict=False))
+        except ValueError:
+            continue
+    return tuple(found)
 
 
 def _blocked(key: KeyRecord, workspace: Workspace, api: Api) -> str:
@@ -255,11 +309,10 @@ class Prepared:
         absent: why a limit that was asked for by name cannot be.
     """
 
-    __slots__ = ("absent", "asked", "limits", "refused", "subject", "text")
+    __slots__ = ("absent", "asked", "refused", "subject")
 
     def __init__(self, subject: Subject, request: Request) -> None:
         self.subject = subject
-        self.text: bytes | None = None  # see `template`
         self.refused: tuple[str, str] | None = None
         self.asked = subject.automatic
         self.absent = ""
@@ -269,25 +322,11 @@ class Prepared:
             self.refused = (INSUFFICIENT_PERMISSIONS, missing)
         elif request.demands:
             self.asked, self.absent = _asked(subject, request.demands)
-        self.limits = [applied.limit for applied in self.asked]
 
     @property
-    def template(self) -> bytes:
-        """The answer of a success, with places for what differs: `%d` for credits, remaining and reset.
-
-        Empty: what can be said does not follow from the key alone, or more than one limit is asked.
-        """
-        text = self.text
-        if text is None:
-            subject = self.subject
-            text = b""
-            if not subject.blocked and self.refused is None and not self.absent and len(self.asked) < 2:
-                credits = b"" if subject.key.remaining is None else b',"credits":%d'
-                rows = b"".join(_escaped(each.head) + _PASSED for each in self.asked)
-                limits = b',"ratelimits":[%b]' % rows if rows else b""
-                text = b"%b%b%b%b}" % (_TRUE, _escaped(subject.head), credits, limits)
-            self.text = text
-        return text
+    def passes(self) -> bool:
+        """Whether only time, counters and credits can refuse it."""
+        return not self.subject.blocked and self.refused is None and not self.absent
 
     def verify(self, limiter: Limiter, now_ms: int) -> Verdict:
         """Run every step but the credits; each is skipped once one has refused.
@@ -306,12 +345,7 @@ class Prepared:
         asked = self.asked
         if not asked:
             return Verdict(subject, VALID, "", (), subject.key.remaining)
-        if len(asked) == 1:
-            outcome = limiter.check(self.limits[0], now_ms)
-            one = Counted(asked[0], not outcome.passed, outcome.remaining, outcome.reset)
-            code = VALID if outcome.passed else RATE_LIMITED
-            return Verdict(subject, code, "", (one,), subject.key.remaining)
-        passed, outcomes = limiter.check_all(self.limits, now_ms)
+        passed, outcomes = limiter.check_all([applied.limit for applied in asked], now_ms)
         counted = tuple(
             Counted(applied, not outcome.passed, outcome.remaining, outcome.reset)
             for applied, outcome in zip(asked, outcomes, strict=True)
@@ -335,7 +369,7 @@ def _asked(subject: Subject, demands: tuple[Demand, ...]) -> tuple[tuple[Applied
             ratelimit = Ratelimit("", demand.name, demand.limit, demand.duration, False)
             asked[demand.name] = _applied(ratelimit, subject.key.workspace_id, subject.key.id, demand.cost)
             continue
-        configured = subject.limits.get(demand.name)
+        configured = next((each for each in subject.limits if each.name == demand.name), None)
         if configured is None:
             holder = f" nor identity '{subject.identity.id}'" if subject.identity else ""
             return (), (
@@ -358,13 +392,21 @@ def credit_cost(verdict: Verdict, credits: int | None) -> int | None:
     return 1 if credits is None else credits
 
 
-def _escaped(text: bytes) -> bytes:
-    return text.replace(b"%", b"%%")
-
-
-_PASSED = b',"exceeded":false,"remaining":%d,"reset":%d}'
 _TRUE = b'{"valid":true,"code":"VALID",'
 BARE_NOT_FOUND = b'{"valid":false,"code":"NOT_FOUND"}'
+
+
+@lru_cache(maxsize=4096)
+def _shape(name: str, limit: int, duration: int, auto_apply: bool) -> bytes:
+    """Return how a limit is shown, with places for its id and for what was counted."""
+    fields = _encode({"name": name, "limit": limit, "duration": duration, "autoApply": auto_apply})
+    return b'{"id":"%%b",%b,"exceeded":%%b,"remaining":%%d,"reset":%%d}' % fields[1:-1].replace(b"%", b"%%")
+
+
+def shown(ratelimit: Ratelimit, exceeded: bytes, remaining: int, reset: int) -> bytes:
+    """Return an entry of `ratelimits` in an answer, as JSON; `exceeded` is its JSON already."""
+    shape = _shape(ratelimit.name, ratelimit.limit, ratelimit.duration, ratelimit.auto_apply)
+    return shape % (ratelimit.id.encode(), exceeded, remaining, reset)
 
 
 def render(verdict: Verdict) -> bytes:
@@ -374,8 +416,7 @@ def render(verdict: Verdict) -> bytes:
     if not verdict.counted:
         return b"%b%b%b}" % (head, verdict.subject.head, credits)
     rows = [
-        b'%b,"exceeded":%b,"remaining":%d,"reset":%d}'
-        % (one.applied.head, b"true" if one.exceeded else b"false", one.remaining, one.reset)
+        shown(one.applied.ratelimit, b"true" if one.exceeded else b"false", one.remaining, one.reset)
         for one in verdict.counted
     ]
     return b'%b%b%b,"ratelimits":[%b]}' % (head, verdict.subject.head, credits, b",".join(rows))

@@ -10,7 +10,7 @@ if isawaitable(verdict):              # credits must be leased first
 
 import hashlib
 from binascii import b2a_base64
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping
 from math import inf
 from random import Random
 from time import perf_counter
@@ -18,24 +18,28 @@ from typing import Protocol
 
 import msgspec
 
-from edge.store.records import Absence, KeyRecord, RootKey
+from edge.store.held import Held
+from edge.store.records import Absence, KeyRecord, RootKey, Workspace
 from edge.store.state import Lru
 from edge.store.store import Store
 from edge.telemetry.facts import key_facts, source_facts
 from edge.verify import permissions
 from edge.verify.limiter import Limit, Limiter
 from edge.verify.permissions import Query
-from edge.verify.request import VerifyBody, read
+from edge.verify.request import VerifyBody, decode, read
 from edge.verify.steps import (
     BARE_NOT_FOUND,
     USAGE_EXCEEDED,
     Demand,
+    Grants,
+    Holder,
     Prepared,
     Request,
     Subject,
     Verdict,
     credit_cost,
     render,
+    shown,
     verify,
 )
 from unkey import clock, errors, ids
@@ -46,6 +50,9 @@ Answer = tuple[int, bytes, dict[str, str]]
 
 _JSON = {"content-type": "application/json"}
 _MINUTE = 60_000
+_CALLERS = 10_000
+_SHARED = 10_000
+_NOT_JSON = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 _FROM_API = source_facts()
 _PROBLEM = {"content-type": "application/problem+json"}
 # Request ids are no secrets: one draw of a generator that the system seeded, each octet to a letter.
@@ -82,13 +89,24 @@ def digest_of(text: str) -> str:
 
 
 class Caller:
-    """A root key as a caller: what it may verify."""
+    """A root key as a caller: what it may verify.
 
-    __slots__ = ("everything", "no_key", "permissions", "record", "requests_per_minute")
+    Args:
+        record: the root key.
+        workspace: whose it is.
+    """
 
-    def __init__(self, record: RootKey, requests_per_minute: int | None) -> None:
+    __slots__ = (
+        *("epoch", "everything", "expires_at", "no_key", "permissions", "record", "requests_per_minute"),
+        "workspace",
+    )
+
+    def __init__(self, record: RootKey, workspace: Workspace) -> None:
         self.record = record
-        self.requests_per_minute = requests_per_minute
+        self.workspace = workspace
+        self.requests_per_minute = workspace.requests_per_minute
+        self.expires_at = inf if record.expires_at is None else record.expires_at
+        self.epoch = -1  # of the store, when it was last known to be current
         self.permissions = frozenset(record.permissions)
         self.everything = "api.*.verify_key" in self.permissions
         # What events say of a key that is not there, or must not be known of.
@@ -107,41 +125,28 @@ class Caller:
 
 
 class _Plan:
-    """A request that was read: good while the store's epoch is the same and the root key has not expired."""
+    """A request that only time, counters and credits can refuse, for the next one like it.
 
-    __slots__ = (
-        *("caller", "credits", "epoch", "expires_at", "facts", "good_until", "limit", "prepared", "tags"),
-        "template",
-    )
+    Args:
+        prepared: the request against its key.
+        caller: who asked.
+        shape: the request's body without key and tags.
+        remote_ip: whom it is for, None: anybody.
+    """
+
+    __slots__ = ("caller", "good_until", "prepared", "remote_ip", "shape")
 
     def __init__(
-        self,
-        prepared: Prepared | None,
-        credits: int | None,
-        caller: Caller,
-        epoch: int,
-        tags: Sequence[str] = (),
+        self, prepared: Prepared, caller: Caller, shape: VerifyBody, remote_ip: bytes | None
     ) -> None:
         self.prepared = prepared
-        # What events of it say.
-        self.facts = caller.no_key if prepared is None else prepared.subject.facts
-        self.tags = msgspec.json.encode(tags) if tags else b"[]"
-        self.credits = credits
         self.caller = caller
-        self.expires_at = inf if caller.record.expires_at is None else caller.record.expires_at
-        self.epoch = epoch
-        # For a success from memory alone: until when, the one limit, and what the answer reads like.
-        self.template = b""
-        self.good_until = self.expires_at
-        self.limit: Limit | None = None
-        if prepared is not None and caller.requests_per_minute is None:
-            self.template = prepared.template
-            if self.template:
-                self.template = b'{"meta":{"requestId":"%%b"},"data":%b}' % self.template
-            key_expires_at = prepared.subject.key.expires_at
-            if key_expires_at is not None:
-                self.good_until = min(self.good_until, key_expires_at)
-            self.limit = prepared.limits[0] if prepared.limits else None
+        self.shape = shape
+        self.remote_ip = remote_ip
+        key_expires_at = prepared.subject.key.expires_at
+        self.good_until = (
+            caller.expires_at if key_expires_at is None else min(key_expires_at, caller.expires_at)
+        )
 
 
 # What events say of a key, the request's tags, and the outcome; None: not found.
@@ -154,7 +159,6 @@ class Verifier:
     Args:
         store: where records and credits come from.
         limiter: the process's counters; the gateway's own limits share it.
-        subjects: most keys kept joined with what they refer to.
         telemetry: is told every verification; None: nobody is.
     """
 
@@ -162,15 +166,16 @@ class Verifier:
         self,
         store: Store,
         limiter: Limiter | None = None,
-        subjects: int = 100_000,
         telemetry: Recorder | None = None,
     ) -> None:
         self.store = store
         self._telemetry = telemetry
         self.limiter = Limiter() if limiter is None else limiter
-        self._subjects: Lru[str, Subject] = Lru(subjects)
-        self._callers: Lru[str, Caller] = Lru(10_000)
-        self._plans: Lru[bytes, _Plan] = Lru(subjects)
+        self._callers: Lru[str, Caller] = Lru(_CALLERS)
+        self._presented: Lru[bytes, Caller] = Lru(_CALLERS)
+        # What many keys have in common is made once.
+        self._grants: Lru[tuple[object, ...], Grants] = Lru(_SHARED)
+        self._shapes: Lru[bytes, VerifyBody] = Lru(_SHARED)
         store.on_tick(lambda: self.limiter.sweep(clock.now_ms()))
 
     # Keys
@@ -186,42 +191,76 @@ class Verifier:
         Awaiting raises `ServiceUnavailable` when the database does not answer.
         """
         digest = digest_of(text)
-        record = self.store.key(digest)
-        if record is Absence.UNKNOWN:
+        held = self.store.held_key(digest)
+        if held is None:
+            return None if self.store.key(digest) is Absence.UNKNOWN else self._fetched(digest)
+        if held.record.deleted:
             return None
-        if isinstance(record, KeyRecord):
-            subject = self._joined(record)
-            if subject is not None:
-                return subject
-        return self._fetched(digest)
+        held.used = True
+        subject = self._joined(held)
+        return self._fetched(digest) if subject is None else subject
 
     async def _fetched(self, digest: str) -> Subject | None:
-        record = await self.store.fetch_key(digest)
-        if record is None:
+        if await self.store.fetch_key(digest) is None:
             return None
-        subject = self._joined(record)
+        held = self.store.held_key(digest)
+        subject = None if held is None else self._joined(held)
         if subject is None:
             raise errors.ServiceUnavailable("The key cannot be verified at the moment. Please try again.")
         return subject
 
-    def _joined(self, record: KeyRecord) -> Subject | None:
-        store = self.store
-        generation = store.generation(record.workspace_id)
-        subject = self._subjects.peek(record.id)
-        if subject is not None and subject.key is record and subject.generation == generation:
+    def _joined(self, held: Held[KeyRecord]) -> Subject | None:
+        """Return a key with what it refers to, None if not all of that is in memory."""
+        store, record = self.store, held.record
+        subject: Subject | None = held.joined
+        if subject is not None and (subject.epoch == store.epoch or self._is_current(subject)):
             return subject
+        held.joined = held.plan = None
         workspace = store.workspace(record.workspace_id)
         api = store.api(record.api_id)
-        roles = [role for role_id in record.role_ids if (role := store.role_record(role_id))]
-        identity = store.identity(record.identity_id) if record.identity_id else None
-        complete = len(roles) == len(record.role_ids) and (identity is not None) == bool(record.identity_id)
+        roles = tuple(role for role_id in record.role_ids if (role := store.role_record(role_id)))
+        held_by = store.held_identity(record.identity_id) if record.identity_id else None
+        complete = len(roles) == len(record.role_ids) and (held_by is not None) == bool(record.identity_id)
         if workspace is None or api is None or not complete:
             return None
-        if identity is not None and identity.deleted:
-            identity = None
-        subject = Subject(record, workspace, api, identity, roles, generation)
-        self._subjects.put(record.id, subject)
+        identity = holder = None
+        if held_by is not None:
+            held_by.used = True
+            if not held_by.record.deleted:
+                identity = held_by.record
+                if held_by.joined is None:
+                    held_by.joined = Holder(identity)
+                holder = held_by.joined
+        granted = (record.permissions, *roles)
+        grants = self._grants.get(granted)
+        if grants is None:
+            grants = Grants(record.permissions, roles)
+            self._grants.put(granted, grants)
+        subject = Subject(record, workspace, api, identity, roles, grants=grants, holder=holder)
+        subject.epoch = store.epoch
+        held.joined = subject
         return subject
+
+    def _is_current(self, subject: Subject) -> bool:
+        """Say whether all that a key was joined with still is what the store has."""
+        store, key = self.store, subject.key
+        if (
+            store.workspace(key.workspace_id) is not subject.workspace
+            or store.api(key.api_id) is not subject.api
+        ):
+            return False
+        for role in subject.roles:
+            if store.role_record(role.id) is not role:
+                return False
+        if key.identity_id:
+            held_by = store.held_identity(key.identity_id)
+            if held_by is None:
+                return False
+            held_by.used = True
+            if (None if held_by.record.deleted else held_by.record) is not subject.identity:
+                return False
+        subject.epoch = store.epoch
+        return True
 
     # Verification
 
@@ -290,46 +329,79 @@ class Verifier:
         None: nothing was decided, counted or spent; `handle_verify_key` is to be asked.
         """
         started = perf_counter()
-        plan = self._plans.peek(_mark(authorization, remote_ip, body))
-        if plan is None or not plan.template or plan.epoch != self.store.epoch:
+        store = self.store
+        caller = self._presented.peek(authorization)
+        if caller is None or (caller.epoch != store.epoch and not self._stands(caller)):
+            return None
+        try:
+            asked = decode(body)
+        except _NOT_JSON:
+            return None
+        held = store.held_key(digest_of(asked.key))
+        if held is None:
+            return None
+        plan: _Plan | None = held.plan
+        tags = asked.tags
+        asked.key = ""
+        asked.tags = []
+        if (
+            plan is None
+            or plan.caller is not caller
+            or asked != plan.shape
+            or (plan.remote_ip is not None and plan.remote_ip != remote_ip)
+        ):
+            return None
+        prepared = plan.prepared
+        subject = prepared.subject
+        if subject.epoch != store.epoch and not self._is_current(subject):
             return None
         now = clock.now_ms()
-        prepared = plan.prepared
-        if now > plan.good_until or prepared is None:
+        if now > plan.good_until:
             return None
-        key = prepared.subject.key
-        limit = plan.limit
-        request_id = _request_id()
-        cost = 0
-        if key.remaining is None:
-            if limit is None:
-                answer = plan.template % request_id
-            else:
-                outcome = self.limiter.check(limit, now)
-                if not outcome.passed:
-                    return None
-                answer = plan.template % (request_id, outcome.remaining, outcome.reset)
-        else:
-            cost = 1 if plan.credits is None else plan.credits
-            wallet = self.store.wallet
-            lease = wallet.holding(key, cost)
+        held.used = True
+        key = subject.key
+        cost, lease = 0, None
+        if key.remaining is not None:
+            cost = 1 if asked.cost is None else asked.cost
+            lease = store.wallet.holding(key, cost)
             if not cost or lease is None:
                 return None
-            if limit is None:
-                answer = plan.template % (request_id, wallet.spend_from(lease, key, cost))
-            else:
-                outcome = self.limiter.check(limit, now)
-                if not outcome.passed:
-                    return None
-                balance = wallet.spend_from(lease, key, cost)
-                answer = plan.template % (request_id, balance, outcome.remaining, outcome.reset)
+        limits = b""
+        if prepared.asked:
+            passed, outcomes = self.limiter.check_all([each.limit for each in prepared.asked], now)
+            if not passed:
+                return None
+            limits = b',"ratelimits":[%b]' % b",".join(
+                [
+                    shown(each.ratelimit, b"false", outcome.remaining, outcome.reset)
+                    for each, outcome in zip(prepared.asked, outcomes, strict=True)
+                ]
+            )
+        credits = b"" if lease is None else b',"credits":%d' % store.wallet.spend_from(lease, key, cost)
+        request_id = _request_id()
         telemetry = self._telemetry
         if telemetry is not None:
-            latency = (perf_counter() - started) * 1000
             telemetry.record_verification(
-                request_id, now, plan.facts, b"VALID", spent=cost, latency=latency, tags=plan.tags
+                request_id,
+                now,
+                subject.facts,
+                b"VALID",
+                spent=cost,
+                latency=(perf_counter() - started) * 1000,
+                tags=msgspec.json.encode(tags) if tags else b"[]",
             )
-        return answer
+        return _VALID % (request_id, subject.head, credits, limits)
+
+    def _stands(self, caller: Caller) -> bool:
+        """Say whether a caller's root key and workspace still are what the store has."""
+        store, record = self.store, caller.record
+        if (
+            store.root_key(record.hash) is not record
+            or store.workspace(record.workspace_id) is not caller.workspace
+        ):
+            return False
+        caller.epoch = store.epoch
+        return True
 
     def handle_verify_key(
         self, headers: Mapping[str, str], body: bytes, remote_ip: str
@@ -346,23 +418,33 @@ class Verifier:
         request_id = _request_id()
         try:
             authorization = headers.get("authorization", "")
-            mark = _mark(authorization.encode("latin-1", "replace"), remote_ip.encode(), body)
-            plan = self._plans.peek(mark)
+            asked = read(body) if authorization else read(body, (_NO_HEADER,))
+            digest = _root_digest(authorization)
+            root_key = self.store.root_key(digest)
+            if root_key is Absence.UNKNOWN:
+                raise _unknown_root_key()
+            if not isinstance(root_key, RootKey):
+                found = self._verify_slowly(asked, remote_ip, digest, None, told)
+                return self._later(headers, found, told, request_id, started)
+            caller = self._caller(root_key)
+            subject = self.find(asked.key)
+            if not isinstance(subject, Subject | None):
+                found = self._verify_slowly(asked, remote_ip, digest, subject, told)
+                return self._later(headers, found, told, request_id, started)
+            prepared = self._prepared(caller, subject, asked, remote_ip)
             now = clock.now_ms()
-            if plan is None or plan.epoch != self.store.epoch or now > plan.expires_at:
-                found = self._plan(authorization, body, remote_ip, mark, told)
-                if not isinstance(found, _Plan):
-                    return self._later(headers, found, told, request_id, started)
-                plan = found
-            self._admit(plan.caller, now, told)
-            if plan.prepared is None:
-                self._note(request_id, plan.facts, None, plan.tags, started)
+            self._admit(caller, now, told)
+            tags = _tags(asked)
+            if prepared is None:
+                self._note(request_id, caller.no_key, None, tags, started)
                 return self._success(BARE_NOT_FOUND, told, request_id)
-            verdict = self._charged(plan.prepared.verify(self.limiter, now), plan.credits)
+            self._keep(prepared, caller, authorization, asked, remote_ip)
+            verdict = self._charged(prepared.verify(self.limiter, now), asked.cost)
+            facts = prepared.subject.facts
             if isinstance(verdict, Verdict):
-                self._note(request_id, plan.facts, verdict, plan.tags, started)
+                self._note(request_id, facts, verdict, tags, started)
                 return self._success(render(verdict), told, request_id)
-            return self._later(headers, self._with(plan, verdict), told, request_id, started)
+            return self._later(headers, _with(facts, tags, verdict), told, request_id, started)
         except Fault as fault:
             return self._failure(headers, fault, told, request_id)
 
@@ -389,9 +471,24 @@ class Verifier:
             source=source,
         )
 
-    @staticmethod
-    async def _with(plan: _Plan, verifying: Awaitable[Verdict]) -> _Found:
-        return plan.facts, plan.tags, await verifying
+    def _keep(
+        self, prepared: Prepared, caller: Caller, authorization: str, asked: VerifyBody, remote_ip: str
+    ) -> None:
+        """Keep a request for the next one like it, if that may be answered at once."""
+        subject = prepared.subject
+        held = self.store.held_key(subject.key.hash)
+        if caller.requests_per_minute is not None or not prepared.passes:
+            return
+        if held is None or held.joined is not subject:
+            return
+        shape = msgspec.structs.replace(asked, key="", tags=[])
+        text = msgspec.json.encode(shape)
+        known = self._shapes.get(text)
+        if known is None:
+            self._shapes.put(text, shape)
+        listed = remote_ip.encode() if subject.api.ip_whitelist else None
+        held.plan = _Plan(prepared, caller, shape if known is None else known, listed)
+        self._presented.put(authorization.encode("latin-1", "replace"), caller)
 
     def _admit(self, caller: Caller, now: int, told: dict[str, str]) -> None:
         """Count a request against its workspace's limit, if there is one; `told` takes the headers."""
@@ -410,31 +507,6 @@ class Verifier:
             raise errors.WorkspaceRateLimited(
                 f"This workspace may make {most} management requests per minute. Retry in {seconds} s."
             )
-
-    def _plan(
-        self, authorization: str, body: bytes, remote_ip: str, mark: bytes, told: dict[str, str]
-    ) -> _Plan | Awaitable[_Found]:
-        """Read a request and decide what depends on neither time nor counters; keep that if it may recur."""
-        asked = read(body) if authorization else read(body, (_NO_HEADER,))
-        scheme, _, text = authorization.partition(" ")
-        text = text.strip(" ")
-        if not text or " " in text or scheme.lower() != "bearer":
-            raise errors.AuthenticationMalformed("The Authorization header must read 'Bearer <root key>'.")
-        digest = digest_of(text)
-        root_key = self.store.root_key(digest)
-        if root_key is Absence.UNKNOWN:
-            raise _unknown_root_key()
-        if not isinstance(root_key, RootKey):
-            return self._verify_slowly(asked, remote_ip, digest, None, told)
-        caller = self._caller(root_key)
-        subject = self.find(asked.key)
-        if not isinstance(subject, Subject | None):
-            return self._verify_slowly(asked, remote_ip, digest, subject, told)
-        prepared = self._prepared(caller, subject, asked, remote_ip)
-        plan = _Plan(prepared, asked.cost, caller, self.store.epoch, asked.tags)
-        if plan.prepared is not None:
-            self._plans.put(mark, plan)
-        return plan
 
     async def _verify_slowly(
         self,
@@ -455,11 +527,17 @@ class Verifier:
         caller = self._caller(root_key)
         self._admit(caller, clock.now_ms(), told)
         prepared = self._prepared(caller, subject, asked, remote_ip)
-        tags = msgspec.json.encode(asked.tags)
+        tags = _tags(asked)
         if prepared is None:
             return caller.no_key, tags, None
         verdict = self._charged(prepared.verify(self.limiter, clock.now_ms()), asked.cost)
         return prepared.subject.facts, tags, verdict if isinstance(verdict, Verdict) else await verdict
+
+    async def _taken_over(self, caller: Caller, asked: VerifyBody) -> Subject | None:
+        digest = digest_of(asked.key)
+        record = await self.store.take_over(caller.record.workspace_id, asked.migration, asked.key, digest)
+        held = None if record is None else self.store.held_key(record.hash)
+        return None if held is None else self._joined(held)
 
     async def _later(
         self,
@@ -500,12 +578,8 @@ class Verifier:
         if record.expires_at is not None and clock.now_ms() > record.expires_at:
             raise errors.Forbidden("The root key has expired.")
         caller = self._callers.peek(record.hash)
-        if (
-            caller is None
-            or caller.record is not record
-            or caller.requests_per_minute != workspace.requests_per_minute
-        ):
-            caller = Caller(record, workspace.requests_per_minute)
+        if caller is None or caller.record is not record or caller.workspace is not workspace:
+            caller = Caller(record, workspace)
             self._callers.put(record.hash, caller)
         return caller
 
@@ -534,9 +608,28 @@ class Verifier:
         return fault.kind.status, msgspec.json.encode(content), {**kind, **told}
 
 
-def _mark(authorization: bytes, remote_ip: bytes, body: bytes) -> bytes:
-    # Texts of keys are not kept: a request that comes again is known by its digest.
-    return hashlib.sha256(b"%b\0%b\0%b" % (authorization, remote_ip, body)).digest()
+_VALID = b'{"meta":{"requestId":"%b"},"data":{"valid":true,"code":"VALID",%b%b%b}}'
+
+
+def _root_digest(authorization: str) -> str:
+    """Return the hash of the root key that a request presents.
+
+    Raises:
+        AuthenticationMalformed: it presents none.
+    """
+    scheme, _, text = authorization.partition(" ")
+    text = text.strip(" ")
+    if not text or " " in text or scheme.lower() != "bearer":
+        raise errors.AuthenticationMalformed("The Authorization header must read 'Bearer <root key>'.")
+    return digest_of(text)
+
+
+def _tags(asked: VerifyBody) -> bytes:
+    return msgspec.json.encode(asked.tags) if asked.tags else b"[]"
+
+
+async def _with(facts: bytes, tags: bytes, verifying: Awaitable[Verdict]) -> _Found:
+    return facts, tags, await verifying
 
 
 def _unknown_root_key() -> Fault:

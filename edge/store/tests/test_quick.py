@@ -8,6 +8,7 @@ import pytest
 from apps.keys.values import Credits, NamedLimit
 from apps.quota.models import Limits
 from apps.quota.services import set_limits
+from edge.verify.verifier import digest_of
 from unkey import clock
 from unkey.actors import system
 
@@ -89,8 +90,55 @@ def test_a_quick_answer_is_for_the_same_request_alone(edge, owner):
     edge.verify(owner.root_key, text)
     assert ask_quickly(edge, owner.root_key, text)["data"]["valid"]
     assert ask_quickly(edge, "another", text) is None
-    assert ask_quickly(edge, owner.root_key, text, ip=b"10.0.0.1") is None
     assert ask_quickly(edge, owner.root_key, text, permissions="a") is None
+    assert (
+        ask_quickly(edge, owner.root_key, text, ratelimits=[{"name": "abc", "limit": 1, "duration": 1000}])
+        is None
+    )
+    assert ask_quickly(edge, owner.root_key, text, tags=["path=/"])["data"]["valid"]
+    assert ask_quickly(edge, owner.root_key, text, ip=b"10.0.0.1")["data"]["valid"]
+
+
+def test_where_there_is_an_ip_list_a_quick_answer_is_for_the_same_address_alone(edge, owner):
+    _, text = owner.key()
+    owner.changed(owner.api, ip_whitelist="127.0.0.1")
+    edge.caught_up()
+    assert edge.verify(owner.root_key, text)["code"] == "VALID"
+    assert ask_quickly(edge, owner.root_key, text)["data"]["valid"]
+    assert ask_quickly(edge, owner.root_key, text, ip=b"10.0.0.1") is None
+
+
+def test_every_limit_is_counted_and_a_refusal_of_one_counts_none(edge, owner):
+    _, text = owner.key(
+        ratelimits=[
+            NamedLimit("requests", 10, 60_000, auto_apply=True),
+            NamedLimit("bursts", 3, 60_000, auto_apply=True),
+        ]
+    )
+    edge.caught_up()
+    edge.verify(owner.root_key, text)
+    quick = [ask_quickly(edge, owner.root_key, text)["data"]["ratelimits"] for _ in range(2)]
+    assert [[one["remaining"] for one in each] for each in quick] == [[1, 8], [0, 7]]
+    assert ask_quickly(edge, owner.root_key, text) is None
+    refused = edge.verify(owner.root_key, text)
+    assert refused["code"] == "RATE_LIMITED"
+    assert [(one["name"], one["exceeded"], one["remaining"]) for one in refused["ratelimits"]] == [
+        ("bursts", True, 0),
+        ("requests", False, 7),
+    ]
+
+
+def test_a_change_of_anything_else_leaves_what_was_joined_as_it_is(edge, owner):
+    _, text = owner.key(external_id="ada")
+    edge.caught_up()
+    edge.verify(owner.root_key, text)
+    held = edge.get(lambda store: store.held_key(digest_of(text)))
+    joined, plan, epoch = held.joined, held.plan, edge.store.epoch
+    owner.key(external_id="carol")
+    edge.caught_up()
+    assert edge.store.epoch > epoch
+    assert ask_quickly(edge, owner.root_key, text)["data"]["valid"]
+    assert (held.joined, held.plan) == (joined, plan)
 
 
 def test_an_expired_key_is_not_answered_quickly(start, owner, monkeypatch):
