@@ -157,6 +157,13 @@ SETTINGS: tuple[Setting, ...] = (
         secret=True,
     ),
     Setting(
+        "TELEMETRY",
+        "flag",
+        _flag,
+        "1",
+        "note verifications, rate limits and requests for analytics and usage; 0: nothing is counted",
+    ),
+    Setting(
         "OBJECT_STORE_URL", "url", str, "file://{var}/objects", "file://folder or s3://bucket", secret=True
     ),
     Setting("VAULT_URL", "url", str, "local:", "local: in process, or the URL of a vault process"),

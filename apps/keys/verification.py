@@ -4,17 +4,22 @@ The edge answers the same operation from memory; this is what a caller gets who 
 """
 
 import threading
+import time
 from typing import Any
 
+import msgspec
 from django.db.models import F
 
 from apps.keys.models import Key, Ratelimit
 from apps.keys.queries import balances, shown
 from apps.workspaces.services import hash_of
 from edge.store import records
+from edge.telemetry.facts import key_facts
 from edge.verify import permissions, steps
 from edge.verify.limiter import Limiter
 from unkey import clock
+from unkey.rpc.call import Call
+from unkey.telemetry import telemetry
 
 _limiter = Limiter()
 _limiter_lock = threading.Lock()
@@ -57,6 +62,28 @@ def verify(key: Key, body: dict[str, Any], remote_ip: str) -> steps.Verdict:
     if cost is not None:
         _spend(key, cost, verdict)
     return verdict
+
+
+def note(call: Call, verdict: steps.Verdict | None, started: float) -> None:
+    """Tell telemetry of a verification.
+
+    Args:
+        call: the request.
+        verdict: None: the key was not found, or the caller must not know of it.
+        started: `time.perf_counter()` before the key was looked up.
+    """
+    events = telemetry()
+    if events is None:
+        return
+    events.record_verification(
+        call.request_id.encode(),
+        clock.now_ms(),
+        key_facts(call.workspace_id, "") if verdict is None else verdict.subject.facts,
+        b"NOT_FOUND" if verdict is None else verdict.code.encode(),
+        spent=0 if verdict is None else verdict.spent,
+        latency=(time.perf_counter() - started) * 1000,
+        tags=msgspec.json.encode(call.body.get("tags", [])),
+    )
 
 
 def _spend(key: Key, cost: int, verdict: steps.Verdict) -> None:

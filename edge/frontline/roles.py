@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import structlog
@@ -17,6 +18,7 @@ from edge.http.server import LATENCY_BUCKETS, Handler, Quick, Refuse, Server
 from edge.http.tls import Certificates
 from edge.http.upstream import Pool
 from edge.store.store import Store
+from edge.telemetry.events import telemetry_of
 from edge.telemetry.metrics import Registry, Sample, histogram
 from edge.verify.verifier import Verifier
 
@@ -36,7 +38,8 @@ class Edge:
 
     def __init__(self, env: Any) -> None:
         self.store = Store()
-        self.verifier = Verifier(self.store)
+        self.telemetry = telemetry_of(env) if env.TELEMETRY else None
+        self.verifier = Verifier(self.store, telemetry=self.telemetry)
         self.limits = Limits.of(env)
         self.pool = Pool(self.limits)
         self.registry = Registry()
@@ -98,6 +101,8 @@ class Edge:
             CannotListen: a port is taken.
         """
         self.pool.start()
+        if self.telemetry is not None:
+            self.telemetry.start()
         await self._listen(*self._ports[0])
         await self.store.start()
         for server, setting in self._ports[1:]:
@@ -123,6 +128,8 @@ class Edge:
         self.pool.stop()
         if self._control_plane is not None:
             await self._control_plane.close()
+        if self.telemetry is not None:
+            await asyncio.to_thread(self.telemetry.stop)
         await self.store.stop()
         log.info("edge.stopped")
 
@@ -154,6 +161,11 @@ class Edge:
             "Requests for sleeping deployments, by what became of them.",
             lambda: self._by_label("unkey_frontline_held_total", "outcome", self._outcomes()),
         )
+        for name, text, count in (
+            ("unkey_edge_telemetry_recorded_total", "Events taken from memory.", self._recorded),
+            ("unkey_edge_telemetry_dropped_total", "Events that there was no room for.", self._dropped),
+        ):
+            add(name, "counter", text, partial(self._by_table, name, count))
         add(
             "unkey_edge_store_events_total",
             "counter",
@@ -227,6 +239,15 @@ class Edge:
 
     def _outcomes(self) -> dict[str, int]:
         return self._frontline.waker.outcomes if self._frontline is not None else {}
+
+    def _recorded(self) -> dict[str, int]:
+        return self.telemetry.recorded if self.telemetry is not None else {}
+
+    def _dropped(self) -> dict[str, int]:
+        return dict(self.telemetry.dropped) if self.telemetry is not None else {}
+
+    def _by_table(self, name: str, count: Callable[[], dict[str, int]]) -> list[Sample]:
+        return self._by_label(name, "table", count())
 
     @staticmethod
     def _by_label(name: str, label: str, counts: dict[str, int]) -> list[Sample]:

@@ -38,7 +38,6 @@ log = structlog.get_logger("telemetry")
 
 FLUSH_SECONDS = 1.0
 MOST = 100_000
-_CHUNK = 500  # rows that are written as text in one go, while no request is answered
 
 _encode = msgspec.json.encode
 
@@ -231,8 +230,10 @@ class Telemetry:
         if table.name in self._unwritten and not self._kept(table):
             return
         if waiting:
-            self._unwritten[table.name] = self._segment(table, waiting, line)
-            self._kept(table)
+            segment = self._segment(table, waiting, line)
+            if segment.rows:
+                self._unwritten[table.name] = segment
+                self._kept(table)
 
     def _kept(self, table: Table) -> bool:
         segment = self._unwritten[table.name]
@@ -247,15 +248,18 @@ class Telemetry:
         return True
 
     def _segment(self, table: Table, waiting: deque[tuple[Any, ...]], line: Callable[..., bytes]) -> Segment:
-        first = self._numbers[table.name] + 1
-        number = first
+        first = number = self._numbers[table.name] + 1
         left = len(waiting)  # what comes meanwhile is the next segment's
         parts: list[bytes] = []
-        while left:
-            events = [waiting.popleft() for _ in range(min(left, _CHUNK))]
-            left -= len(events)
-            parts.append(b"".join([line(number + index, event) for index, event in enumerate(events)]))
-            number += len(events)
+        for _ in range(left):
+            event = waiting.popleft()
+            try:
+                parts.append(line(number, event))
+            except (TypeError, ValueError) as error:  # a text that is no UTF-8: one event is not all
+                self.dropped[table.name] += 1
+                log.error("telemetry.event_unreadable", table=table.name, reason=str(error))
+            else:
+                number += 1
         self._numbers[table.name] = number - 1
         return Segment(table.name, self._writer, first, number - 1, b"".join(parts))
 
@@ -294,3 +298,8 @@ class Telemetry:
 
     def _row_line(self, number: int, event: Sequence[Any]) -> bytes:
         return _encode([f"{self._writer}-{number}", *event]) + b"\n"
+
+
+def telemetry_of(env: Any) -> Telemetry:
+    """Return a process's telemetry as the settings ask for it; not started."""
+    return Telemetry(Spool(env.UNKEY_VAR / "analytics" / "spool"), region=env.REGION)

@@ -12,6 +12,7 @@ Validation comes before authentication: an invalid body with an invalid key is a
 
 import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,16 @@ from django.http.request import UnreadablePostError
 
 from apps.vault.errors import VaultUnavailable
 from apps.workspaces.services import authenticate_root_key
-from unkey import errors, ids
+from unkey import clock, errors, ids
 from unkey.actors import Actor, Principal
+from unkey.env import env
 from unkey.errors import Fault, Violation
 from unkey.rpc.call import Call, Page
 from unkey.rpc.client_address import from_headers
 from unkey.rpc.request_limit import RequestLimit
 from unkey.rpc.routes import Archive, Route, routes
 from unkey.rpc.unavailable import unknown
+from unkey.telemetry import telemetry
 from unkey.tenancy import workspace_scope
 
 log = structlog.get_logger("unkey.rpc")
@@ -62,7 +65,26 @@ class Rpc:
     def __call__(self, request: HttpRequest) -> HttpResponse:
         if not request.path_info.startswith("/v2/"):
             return self.get_response(request)
-        return self.answer(request)
+        events = telemetry()
+        if events is None:
+            return self.answer(request)
+        began, started = clock.now_ms(), time.perf_counter()
+        response = self.answer(request)
+        events.record_request(
+            getattr(request, "request_id", ""),
+            began,
+            getattr(request, "workspace_id", ""),
+            host=request.META.get("HTTP_HOST", "")[:256],
+            method=request.method or "",
+            path=request.path_info[:512],
+            status=response.status_code,
+            error=getattr(response, "fault_code", ""),
+            latency=round((time.perf_counter() - started) * 1000),
+            user_agent=request.META.get("HTTP_USER_AGENT", "")[:512],
+            ip_address=from_headers(request.META),
+            region=env.REGION,
+        )
+        return response
 
     def answer(self, request: HttpRequest) -> HttpResponse:
         """Answer one request in the envelope of the API, whatever happens."""
@@ -129,6 +151,7 @@ class Rpc:
             raise errors.AuthenticationMalformed("The Authorization header must read 'Bearer <root key>'.")
         principal = authenticate_root_key(found[1])
         structlog.contextvars.bind_contextvars(workspace_id=principal.workspace_id, subject=principal.id)
+        request.workspace_id = principal.workspace_id  # type: ignore[attr-defined]
         if principal.requests_per_minute is not None:
             headers.update(self.limit.check(principal.workspace_id, principal.requests_per_minute))
         return principal
@@ -308,7 +331,9 @@ def _failure(request: HttpRequest, request_id: str, fault: Fault, headers: Mappi
     plain = bool(fault.violations) or isinstance(fault, errors.UnexpectedError)
     content_type = "application/json" if plain or not _takes_problems(request) else "application/problem+json"
     content = {"meta": {"requestId": request_id}, "error": error}
-    return _respond(content, fault.kind.status, content_type, {**headers, **fault.headers})
+    response = _respond(content, fault.kind.status, content_type, {**headers, **fault.headers})
+    response.fault_code = fault.kind.code  # type: ignore[attr-defined]
+    return response
 
 
 def _takes_problems(request: HttpRequest) -> bool:

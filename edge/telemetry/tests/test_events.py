@@ -93,6 +93,16 @@ def test_a_segment_that_the_disk_refuses_is_written_later_before_what_came_after
     assert [row["time"] for row in found] == [1, 2]
 
 
+def test_an_event_that_cannot_be_written_is_counted_and_takes_no_other_with_it(tmp_path: Path):
+    telemetry = Telemetry(Spool(tmp_path), region="")
+    asked = {"method": "GET", "path": "/", "error": "", "user_agent": "", "ip_address": "", "region": ""}
+    for host in ("a", "\ud800", "b"):
+        telemetry.record_request("req_1", 1, "ws_1", host=host, status=200, latency=0, **asked)
+    telemetry.stop()
+    assert [row["host"] for row in rows(telemetry._spool, API_REQUESTS)] == ["a", "b"]
+    assert telemetry.dropped == {"api_requests_raw_v2": 1}
+
+
 def test_a_full_spool_refuses_and_the_events_are_counted(tmp_path: Path):
     telemetry = Telemetry(Spool(tmp_path, most=10), region="")
     telemetry.record_verification(b"req_1", 1, FACTS, b"VALID")
