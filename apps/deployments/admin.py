@@ -147,7 +147,8 @@ class SuspensionAdmin(ReadOnlyAdmin):
 
 @admin.register(OpenapiSpec)
 class OpenapiSpecAdmin(ReadOnlyAdmin):
-    list_display = ("id", "deployment", "path", "digest", "workspace", "created_at")
+    list_display = ("id", "deployment", "state", "attempts", "path", "digest", "workspace", "created_at")
+    list_filter = ("state",)
     search_fields = ("id", "deployment__id", "digest")
 
 

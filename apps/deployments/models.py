@@ -217,17 +217,30 @@ class Suspension(models.Model):
 
 
 class OpenapiSpec(Tenant):
-    """The OpenAPI document that a deployment served."""
+    """What a deployment answered when it was asked for its OpenAPI document."""
+
+    class State(models.TextChoices):
+        SERVED = "served"
+        NONE = "none", "it has none"
+        UNKNOWN = "unknown", "it did not answer, or not with a document"
 
     id = id_field("oas")
     deployment: Any = models.OneToOneField(Deployment, on_delete=models.CASCADE, related_name="openapi_spec")
+    state = models.CharField(
+        max_length=8, choices=State.choices, default=State.SERVED, db_default=State.SERVED
+    )
+    attempts = models.PositiveSmallIntegerField(
+        default=1, db_default=1, help_text="how often it has been asked"
+    )
     path = models.CharField(max_length=512)
-    digest = models.CharField(max_length=64)
-    text = models.TextField()
+    digest = models.CharField(max_length=64, blank=True)
+    text = models.TextField(blank=True)
     document = models.BinaryField(
         null=True, editable=False, help_text="the document as it was understood, packed; null if it was not"
     )
-    fault = models.CharField(max_length=512, blank=True, help_text="why it cannot be compared")
+    fault = models.CharField(
+        max_length=512, blank=True, help_text="why it cannot be compared, or why there is no answer"
+    )
 
     def __str__(self) -> str:
         return f"OpenAPI of {self.deployment_id}"

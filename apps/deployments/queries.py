@@ -26,6 +26,7 @@ TOLD = frozenset(
         "deployment_not_production",
         "deployment_no_current",
         "deployment_is_current",
+        "deployment_breaks_clients",
         *Status.values,
     }
 )

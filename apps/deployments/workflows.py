@@ -23,9 +23,9 @@ from apps.deployments import (
     lifecycle,
     logs,
     queries,
-    specification,
+    scraping,
 )
-from apps.deployments.models import Deployment, Instance, OpenapiSpec, Topology
+from apps.deployments.models import Deployment, Topology
 from apps.projects.models import App
 from apps.routing import services as routing
 from apps.routing.models import FrontlineRoute
@@ -40,8 +40,6 @@ Sticky = FrontlineRoute.Sticky
 
 EDGES_POLL_SECONDS = 0.1
 EDGES_DEADLINE_SECONDS = 60.0
-SCRAPE_DEADLINE_SECONDS = 20.0
-SCRAPE_INSTANCES = 3
 SLOT_DEADLINE_SECONDS = 3600.0
 SLOT_POLL_SECONDS = 60.0  # for what no topic tells: a limit was raised, a holder died
 LAST_LINES = 20
@@ -207,20 +205,35 @@ def wait_for_instances(run: Run, last_lines: list[str] | None) -> "JSON | Wait":
 def scrape_openapi(run: Run) -> "JSON | Wait":
     """Wait for the program's OpenAPI document, fetched by a run of its own; a slow one is not waited for."""
     deployment = _deployment(run)
+    answered = _ask_for_document(run, deployment)
+    if isinstance(answered, Wait):
+        return answered
+    if compatibility.is_unread(deployment.id):
+        scraping.look_later(run, deployment.id)
+    return answered
+
+
+def _ask_for_document(run: Run, deployment: Deployment) -> "dict[str, Any] | Wait":
+    """Return what came of asking a deployment, and the live one where they are compared."""
+    asked = {"deployment_id": deployment.id}
     try:
-        fetched = call(run, ScrapeOpenapi, {"deployment_id": deployment.id}, deadline=SCRAPE_DEADLINE_SECONDS)
+        fetched = call(run, scraping.ScrapeOpenapi, asked, deadline=scraping.DEADLINE_SECONDS)
     except Terminal as failure:
         return {"found": False, "why": failure.message}
-    if isinstance(fetched, Wait) and not run.wait_expired:
-        return fetched
-    return {"found": not isinstance(fetched, Wait) and fetched.result["digest"] is not None}
+    if isinstance(fetched, Wait):
+        return {"found": False, "why": "It took too long."} if run.wait_expired else fetched
+    return {"found": fetched.result["digest"] is not None}
 
 
 def _object(run: Run) -> JSON:
     """Compare what the deployment promises with what is live, while no transaction waits for it."""
     deployment = _read(run)
     live: str | None = run.input.get("current_id", deployment.app.current_deployment_id)
-    return {"live": live, "objection": compatibility.objection(deployment, live)}
+    return {
+        "live": live,
+        "objection": compatibility.objection(deployment, live),
+        "known": not compatibility.unread(deployment, live),
+    }
 
 
 @step(outside=_object)
@@ -335,46 +348,6 @@ class Deploy(Workflow):
     on_failure = mark_failed
 
 
-# ----- the OpenAPI document
-
-
-def _fetch_openapi(run: Run) -> Any:
-    deployment = _read(run)
-    running = Instance.objects.filter(deployment=deployment, status=Instance.Status.RUNNING)
-    addresses = list(running.order_by("id").values_list("address", flat=True)[:SCRAPE_INSTANCES])
-    path = deployment.settings["openapiSpecPath"]
-    served = (specification.fetch(address, path) for address in addresses if address)
-    return next((document for document in served if document is not None), None)
-
-
-@step(outside=_fetch_openapi, timeout=SCRAPE_DEADLINE_SECONDS)
-def store_openapi(run: Run, document: specification.Document | None) -> JSON:
-    """Keep the document that the program served, if it served one."""
-    deployment = _deployment(run)
-    if document is not None:
-        with run.scope():
-            OpenapiSpec.objects.update_or_create(
-                deployment=deployment,
-                defaults={
-                    "workspace_id": deployment.workspace_id,
-                    "path": document.path,
-                    "digest": document.digest,
-                    "text": document.text,
-                    "document": document.packed,
-                    "fault": document.fault,
-                },
-            )
-    return {"digest": document.digest if document else None}
-
-
-class ScrapeOpenapi(Workflow):
-    """Fetch the OpenAPI document of a deployment; a run of its own, so that the project never waits."""
-
-    service = "openapi"
-    key = "deployment_id"
-    steps = (store_openapi,)
-
-
 # ----- rollback and promote
 
 
@@ -431,12 +404,22 @@ class Rollback(Workflow):
     compensations = {prepare_target: put_target_back}
 
 
+@step
+def read_documents(run: Run) -> "JSON | Wait":
+    """Ask once more for documents that have to be compared and are not known."""
+    target = _deployment(run)
+    if not compatibility.unread(target, target.app.current_deployment_id) and not run.wait_expired:
+        return None
+    return _ask_for_document(run, target)
+
+
 @step(outside=_object)
 def make_live(run: Run, compared: dict[str, Any]) -> JSON:
     """Swap routes and live pointer and clear the rolled-back flag in one transaction."""
     app, target = _target(run)
     if compared["objection"]:
-        raise Terminal("deployment_breaks_clients", compared["objection"])
+        code = "deployment_breaks_clients" if compared["known"] else "precondition_failed"
+        raise Terminal(code, compared["objection"])
     if target.objection:
         target.objection = ""
         target.save(update_fields=["objection"])
@@ -471,7 +454,14 @@ class Promote(Workflow):
     key_space = PROJECT
     exclusive = False
     urgent = True
-    steps = (prepare_target, wait_for_target, make_live, wait_for_edges, retire_replaced)
+    steps = (
+        prepare_target,
+        wait_for_target,
+        read_documents,
+        make_live,
+        wait_for_edges,
+        retire_replaced,
+    )
     compensations = {prepare_target: put_target_back}
 
 

@@ -1,11 +1,14 @@
 """What deployments promise: their documents, how two differ, and an environment that holds them to it."""
 
+from datetime import timedelta
+
 import pytest
 
 from apps.deployments.models import DeploymentStep
 from apps.deployments.tests.conftest import Platform, Programs
 from apps.workflows.models import WorkflowRun
 from apps.workflows.sweeper import drain
+from unkey import clock
 from unkey.rpc.testing import Tenant
 
 FIRST = b"""
@@ -27,8 +30,8 @@ WIDER = FIRST.replace(b"maximum: 100", b"maximum: 500")
 def release(platform: Platform, programs: Programs):
     """Deploy a program that serves a document, or none, to the end; returns the deployment."""
 
-    def deploy(document: bytes | None, **headers: str) -> str:
-        programs.answers["/openapi.yaml"] = (200, document) if document is not None else (404, b"")
+    def deploy(document: bytes | None, status: int = 200, **headers: str) -> str:
+        programs.answers["/openapi.yaml"] = (status, document) if document is not None else (404, b"")
         made = platform.create(**headers)
         drain()
         platform.report(made, "running", address=programs.address)
@@ -211,3 +214,162 @@ def test_previews_may_break_what_they_like(platform: Platform, programs: Program
     programs.answers["/openapi.yaml"] = (200, NARROWER)
     made = platform.deploy("preview")
     assert "objection" not in platform.get(made)
+
+
+MINUTE = timedelta(minutes=1)
+ALLOW = "let breaking changes pass (`unkey settings --allow-breaking-changes`)"
+
+
+def undecided(what: str, why: str, deployment: str) -> str:
+    return (
+        f"{what} is not known: the program {why} So nothing says whether this deployment would break clients, "
+        f"and the environment refuses breaking changes. `unkey promote {deployment}` asks once more and makes "
+        f"it live if nothing breaks; or {ALLOW} and promote it."
+    )
+
+
+def test_a_program_that_does_not_answer_stays_ready_and_is_told_when_it_has(
+    platform: Platform, programs: Programs, release
+) -> None:
+    first = release(FIRST)
+    demand(platform)
+    second = release(b"", status=503)
+    shown = platform.get(second)
+    assert (shown["status"], shown["isCurrent"]) == ("ready", False)
+    assert shown["objection"] == undecided(
+        "Its OpenAPI document at /openapi.yaml",
+        "answered /openapi.yaml with status 503. It was asked once.",
+        second,
+    )
+    programs.answers["/openapi.yaml"] = (200, WIDER)
+    with clock.shifted(MINUTE / 2):
+        drain()
+    assert platform.get(second)["objection"] == shown["objection"]
+    with clock.shifted(MINUTE):
+        drain()
+    shown = platform.get(second)
+    assert shown["isCurrent"] is False  # its deploy said so, and ended
+    assert shown["objection"] == (
+        "It did not become live because too little was known when it got ready. Nothing speaks against it any "
+        f"more: make it live with `unkey promote {second}`."
+    )
+    platform.promote(second)
+    assert platform.get(second)["isCurrent"] is True
+    assert "objection" not in platform.get(second)
+    assert platform.get(first)["isCurrent"] is False
+
+
+def test_an_answer_that_comes_late_and_breaks_clients_is_the_objection_then(
+    platform: Platform, programs: Programs, release
+) -> None:
+    first = release(FIRST)
+    demand(platform)
+    second = release(b"", status=500)
+    programs.answers["/openapi.yaml"] = (200, NARROWER)
+    with clock.shifted(MINUTE):
+        drain()
+    assert platform.get(second)["objection"].startswith(
+        f"It would break clients of the live deployment {first}: GET /pets: "
+    )
+    platform.tenant.refused("deployments.promoteDeployment", {"deploymentId": second}, 412)
+
+
+def test_a_program_is_asked_twice_after_a_minute_and_then_every_ten_ten_times_in_all(
+    platform: Platform, programs: Programs, release
+) -> None:
+    release(FIRST)
+    demand(platform)
+    programs.asked.clear()
+    second = release(b"", status=500)
+    asked: list[int] = []
+    for minutes in range(90):
+        with clock.shifted(minutes * MINUTE + timedelta(seconds=5)):
+            programs.asked.clear()
+            drain()
+            asked += [minutes] * len(programs.asked)
+    assert asked == [1, 2, 12, 22, 32, 42, 52, 62, 72]
+    assert "It was asked 10 times." in platform.get(second)["objection"]
+
+
+def test_a_promote_asks_once_more_and_says_why_it_did_not_happen(
+    platform: Platform, programs: Programs, release
+) -> None:
+    first = release(FIRST)
+    demand(platform)
+    second = release(b"", status=500)
+    platform.promote(second)
+    last = platform.tenant("deployments.getLastRequest", {"deploymentId": second})
+    assert (last["kind"], last["status"], last["code"]) == ("promote", "failed", "precondition_failed")
+    assert last["message"] == undecided(
+        "Its OpenAPI document at /openapi.yaml",
+        "answered /openapi.yaml with status 500. It was asked 2 times.",
+        second,
+    )
+    assert platform.get(first)["isCurrent"] is True
+    programs.answers["/openapi.yaml"] = (200, NARROWER)
+    platform.promote(second)
+    last = platform.tenant("deployments.getLastRequest", {"deploymentId": second})
+    assert (last["status"], last["code"]) == ("failed", "deployment_breaks_clients")
+    assert last["message"].startswith(f"It would break clients of the live deployment {first}: ")
+
+
+def test_a_live_deployment_that_does_not_answer_is_named_and_asked_again(
+    platform: Platform, programs: Programs, release
+) -> None:
+    first = release(b"", status=500)  # nothing is demanded yet
+    assert platform.get(first)["isCurrent"] is True
+    demand(platform)
+    programs.answers["/live"] = (200, FIRST)
+    second = platform.create()
+    drain()
+    # From here on they answer differently: the new one has its document, the live one is broken.
+    live = platform.row(first)
+    live.settings["openapiSpecPath"] = "/live"
+    live.save()
+    programs.answers["/live"] = (500, b"")
+    programs.answers["/openapi.yaml"] = (200, WIDER)
+    platform.report(second, "running", address=programs.address)
+    drain()
+    assert platform.get(second)["objection"] == undecided(
+        f"The OpenAPI document of the live deployment {first}",
+        "answered /live with status 500. It was asked 2 times.",
+        second,
+    )
+    programs.answers["/live"] = (200, FIRST)
+    platform.promote(second)
+    assert platform.get(second)["isCurrent"] is True
+
+
+def test_a_live_document_that_makes_no_sense_is_not_blamed_on_the_new_one(
+    platform: Platform, release
+) -> None:
+    first = release(b"openapi: 2.9\n")
+    demand(platform)
+    second = release(WIDER)
+    shown = platform.get(second)
+    assert shown["isCurrent"] is False
+    assert shown["objection"] == (
+        f"The OpenAPI document of the live deployment {first} cannot be compared with: it is OpenAPI 2.9; "
+        "documents of OpenAPI 3 can be compared. So nothing says whether this one keeps what that one promises. "
+        f"The environment refuses breaking changes: {ALLOW} and promote this one (`unkey promote {second}`)."
+    )
+
+
+def test_a_deployment_that_is_deleted_or_stopped_is_not_asked_any_more(
+    platform: Platform, programs: Programs, release
+) -> None:
+    made = release(b"", status=500)
+    programs.asked.clear()
+    platform.deploy("preview")  # its instance is at an address where nobody is
+    row = platform.row(made)
+    row.desired_state = "stopped"
+    row.save()
+    with clock.shifted(MINUTE * 2):
+        drain()
+    assert programs.asked == []
+    assert WorkflowRun.objects.get(service="openapi_again", input__deployment_id=made).state == "succeeded"
+    found = platform.tenant.refused("deployments.getOpenapiSpec", {"deploymentId": made}, 404)
+    assert found["detail"] == (
+        f"The OpenAPI document of the deployment {made} is not known: it answered /openapi.yaml with status "
+        "500. It was asked once. Mend that, or let the environment's setting openapiSpecPath name another path."
+    )

@@ -28,6 +28,7 @@ LEFT = {
     "deployments.DeploymentStep",
     "deployments.Topology",
     "deployments.Instance",
+    "deployments.OpenapiSpec",
 }
 NUMBERS = {"cluster.Stream"}
 
