@@ -186,6 +186,16 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
         "schedule": 3600.0,
         "options": {"queue": "default", "expires": 3600.0},
     },
+    "audit: chain the rows that have come": {
+        "task": "audit.seal",
+        "schedule": 15.0,
+        "options": {"queue": "default", "expires": 15.0},
+    },
+    "audit: remove what is older than a workspace keeps": {
+        "task": "audit.prune",
+        "schedule": 3600.0,
+        "options": {"queue": "default", "expires": 3600.0},
+    },
     "cluster: remove what every satellite has passed": {
         "task": "cluster.compact",
         "schedule": 600.0,

@@ -2,12 +2,20 @@
 
 from collections.abc import Iterable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from django.db import connection, models
 
 from apps.audit.models import AuditLog
+from unkey import ids
 from unkey.actors import Actor
 from unkey.tenancy import unscoped
+
+SECRET = frozenset({"hash", "plaintext", "ciphertext", "secret", "token", "password", "private_key"})
+HIDDEN = "[REDACTED]"
+
+# One id for all that a transaction does in a workspace, by its outermost atomic block.
+_correlations: "WeakKeyDictionary[object, dict[str, str]]" = WeakKeyDictionary()
 
 
 def record(
@@ -17,6 +25,8 @@ def record(
     workspace_id: str,
     targets: Iterable[models.Model] = (),
     description: str = "",
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
     meta: Mapping[str, Any] | None = None,
 ) -> AuditLog:
     """Add a row to the audit log; it commits or rolls back with the change.
@@ -27,7 +37,9 @@ def record(
         workspace_id: whose log.
         targets: the rows that were changed.
         description: a sentence for people.
-        meta: JSON-ready details; never a secret.
+        before: JSON-ready values of fields as they were; what did not change is left out of the row.
+        after: the same fields as they are now.
+        meta: other JSON-ready details; never a secret.
 
     Raises:
         RuntimeError: called outside a transaction.
@@ -48,5 +60,36 @@ def record(
                 {"type": target._meta.model_name, "id": str(target.pk), "name": str(target)}
                 for target in targets
             ],
-            meta=dict(meta or {}),
+            changes=_changes(before or {}, after or {}),
+            meta=_without_secrets(meta or {}),
+            correlation_id=_correlation(workspace_id),
         )
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return {
+        name: {"before": HIDDEN, "after": HIDDEN}
+        if name in SECRET
+        else {"before": _without_secrets(before.get(name)), "after": _without_secrets(after.get(name))}
+        for name in changed
+    }
+
+
+def _without_secrets(value: Any) -> Any:
+    """Return a value with the fields hidden that may hold a secret, whoever passed them."""
+    if isinstance(value, Mapping):
+        return {
+            name: HIDDEN if name in SECRET and item is not None else _without_secrets(item)
+            for name, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [_without_secrets(item) for item in value]
+    return value
+
+
+def _correlation(workspace_id: str) -> str:
+    blocks = [block for block in connection.atomic_blocks if not block._from_testcase]  # type: ignore[attr-defined]
+    if not blocks:
+        return ids.new("cor")
+    return _correlations.setdefault(blocks[0], {}).setdefault(workspace_id, ids.new("cor"))
