@@ -1,6 +1,7 @@
 """Who does something: recorded in the audit log and carried through every write."""
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
 
@@ -34,6 +35,7 @@ class Principal:
         name: what people call it.
         permissions: tuples (`api.*.read_key`) and URN grants (`unkey:v1:ws_…:keyspaces/*#read_key`).
         requests_per_minute: the workspace's limit on management requests; None: no limit.
+        expires_at: when it stops being valid; None: never.
     """
 
     workspace_id: str
@@ -42,6 +44,7 @@ class Principal:
     name: str
     permissions: frozenset[str]
     requests_per_minute: int | None = None
+    expires_at: datetime | None = None
 
     def actor(self, *, remote_ip: str = "", user_agent: str = "") -> Actor:
         """Return this principal as the actor of a change."""

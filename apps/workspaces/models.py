@@ -71,9 +71,11 @@ class RootKey(Tenant, Versioned):
     name = models.CharField(max_length=255, blank=True)
     hash = models.CharField(max_length=44, unique=True, editable=False)
     start = models.CharField(max_length=32, editable=False)
+    end = models.CharField(max_length=8, blank=True, editable=False)
     permissions = models.JSONField(default=list)
     enabled = models.BooleanField(default=True)
     expires_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True, help_text="to the minute; of calls to web")
     deleted_at = models.DateTimeField(null=True, blank=True)
 
     def __str__(self) -> str:

@@ -4,7 +4,7 @@ import base64
 import hashlib
 import secrets
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import IntegrityError, transaction
 
@@ -16,10 +16,13 @@ from apps.workspaces.models import RootKey, Workspace
 from unkey import clock, errors, ids
 from unkey.actors import Actor, Principal
 from unkey.errors import Violation
+from unkey.partial import UNSET, Unset
+from unkey.rpc.grants import gives
 from unkey.tenancy import workspace_scope
 
 ROOT_KEY_PREFIX = "unkey_"
 _ROOT_KEY_BYTES = 24
+_USED_EVERY = timedelta(minutes=1)
 
 
 def create_workspace(name: str, slug: str, *, actor: Actor) -> Workspace:
@@ -71,40 +74,117 @@ def create_root_key(
     *,
     actor: Actor,
     expires_at: datetime | None = None,
+    giver: Principal | None = None,
 ) -> tuple[RootKey, str]:
     """Make a key that manages a workspace; its text is returned once and never kept.
 
     Args:
         name: what people call it.
         permissions: tuples (`api.*.create_key`) and URN grants; see `apps.workspaces.permissions`.
+        actor: who does it.
         expires_at: when it stops working; None: never.
+        giver: whose permissions it cannot exceed, and whom it cannot outlive; None: an operator.
 
     Raises:
-        InvalidInput: something is not a permission.
+        InvalidInput: something is not a permission, or it would expire in the past.
+        InsufficientPermissions: the giver does not hold one of them.
+        Forbidden: it would outlive the giver.
     """
-    granted = sorted(set(permissions))
-    faults = tuple(
-        Violation(f"{permission} is not a permission: {fault}", f"permissions[{index}]")
-        for index, permission in enumerate(granted)
-        if (fault := catalogue.fault_of(permission, workspace.id))
-    )
-    if faults:
-        raise errors.InvalidInput(faults[0].message, violations=faults)
-    secret = ids.base58(secrets.token_bytes(_ROOT_KEY_BYTES))
-    plaintext = f"{ROOT_KEY_PREFIX}{secret}"
+    granted = _granted(permissions, workspace.id, giver)
+    if expires_at is not None and expires_at <= clock.now():
+        message = "expires must be in the future"
+        raise errors.InvalidInput(message, violations=(Violation(message, "body.expires"),))
+    _refuse_to_outlive(expires_at, giver)
     with workspace_scope(workspace.id), transaction.atomic():
-        root_key = RootKey(
-            workspace=workspace,
-            name=name,
-            hash=hash_of(plaintext),
-            start=f"{ROOT_KEY_PREFIX}{secret[:4]}",
-            permissions=granted,
-            expires_at=expires_at,
+        root_key, plaintext = _new_root_key(workspace.id, name, granted, expires_at)
+        audit.record(
+            "key.create",
+            actor=actor,
+            workspace_id=workspace.id,
+            targets=[root_key],
+            meta={"permissions": granted, "expires": _ms(expires_at)},
         )
-        versions.stamp(root_key)
-        root_key.save(force_insert=True)
-        audit.record("key.create", actor=actor, workspace_id=workspace.id, targets=[root_key])
     return root_key, plaintext
+
+
+def update_root_key(
+    root_key_id: str,
+    *,
+    actor: Actor,
+    name: str | Unset = UNSET,
+    enabled: bool | Unset = UNSET,
+    permissions: Iterable[str] | Unset = UNSET,
+    giver: Principal | None = None,
+) -> RootKey:
+    """Change what is mentioned of a root key of the workspace in scope, everywhere within a second.
+
+    Args:
+        permissions: all that it holds from now on.
+        giver: as for `create_root_key`.
+
+    Raises:
+        KeyNotFound: there is none, or it was deleted.
+        InvalidInput, InsufficientPermissions, Forbidden: as for `create_root_key`.
+    """
+    with transaction.atomic():
+        root_key = _locked(root_key_id)
+        _refuse_to_outlive(root_key.expires_at, giver)
+        before = {"name": root_key.name, "enabled": root_key.enabled, "permissions": root_key.permissions}
+        if name is not UNSET:
+            root_key.name = name
+        if permissions is not UNSET:
+            root_key.permissions = _granted(permissions, root_key.workspace_id, giver)
+        if enabled is not UNSET:
+            root_key.enabled = enabled
+        _save(root_key, *before)
+        audit.record(
+            "key.update",
+            actor=actor,
+            workspace_id=root_key.workspace_id,
+            targets=[root_key],
+            before=before,
+            after={field: getattr(root_key, field) for field in before},
+        )
+    return root_key
+
+
+def reroll_root_key(
+    root_key_id: str, grace: timedelta | None, *, actor: Actor, giver: Principal | None = None
+) -> tuple[RootKey, str]:
+    """Make a root key of the workspace in scope anew: same name, state, end and permissions, another text.
+
+    Args:
+        grace: how long the old one goes on working, never longer than it would have; 0 deletes it now,
+            None leaves it as it is.
+        giver: as for `create_root_key`; must hold all that the old one does.
+
+    Raises:
+        KeyNotFound: there is none, or it was deleted.
+        InsufficientPermissions, Forbidden: as for `create_root_key`.
+    """
+    with transaction.atomic():
+        old = _locked(root_key_id)
+        granted = _granted(old.permissions, old.workspace_id, giver)
+        _refuse_to_outlive(old.expires_at, giver)
+        new, plaintext = _new_root_key(old.workspace_id, old.name, granted, old.expires_at, old.enabled)
+        before = {"expires_at": _ms(old.expires_at), "deleted_at": None}
+        if grace is not None:
+            now = clock.now()
+            ends = now + grace
+            if not grace:
+                old.deleted_at = now
+            elif old.expires_at is None or ends < old.expires_at:
+                old.expires_at = ends
+            _save(old, "expires_at", "deleted_at")
+        audit.record(
+            "key.reroll",
+            actor=actor,
+            workspace_id=old.workspace_id,
+            targets=[old, new],
+            before=before,
+            after={"expires_at": _ms(old.expires_at), "deleted_at": _ms(old.deleted_at)},
+        )
+    return new, plaintext
 
 
 def set_root_key_enabled(root_key: RootKey, enabled: bool, *, actor: Actor) -> RootKey:
@@ -113,18 +193,8 @@ def set_root_key_enabled(root_key: RootKey, enabled: bool, *, actor: Actor) -> R
     Raises:
         KeyNotFound: it was deleted.
     """
-    with workspace_scope(root_key.workspace_id), transaction.atomic():
-        root_key = _locked(root_key)
-        root_key.enabled = enabled
-        _save(root_key, "enabled")
-        audit.record(
-            "key.update",
-            actor=actor,
-            workspace_id=root_key.workspace_id,
-            targets=[root_key],
-            meta={"enabled": enabled},
-        )
-    return root_key
+    with workspace_scope(root_key.workspace_id):
+        return update_root_key(root_key.pk, enabled=enabled, actor=actor)
 
 
 def delete_root_key(root_key: RootKey, *, actor: Actor) -> None:
@@ -134,7 +204,7 @@ def delete_root_key(root_key: RootKey, *, actor: Actor) -> None:
         KeyNotFound: it was deleted already.
     """
     with workspace_scope(root_key.workspace_id), transaction.atomic():
-        root_key = _locked(root_key)
+        root_key = _locked(root_key.pk)
         root_key.deleted_at = clock.now()
         _save(root_key, "deleted_at")
         audit.record("key.delete", actor=actor, workspace_id=root_key.workspace_id, targets=[root_key])
@@ -163,8 +233,11 @@ def authenticate_root_key(plaintext: str) -> Principal:
         raise errors.WorkspaceDisabled("The workspace is disabled.")
     if not found.enabled:
         raise errors.KeyDisabled("The root key is disabled.")
-    if found.expires_at is not None and clock.now() > found.expires_at:
+    now = clock.now()
+    if found.expires_at is not None and now > found.expires_at:
         raise errors.Forbidden("The root key has expired.")
+    if found.last_used_at is None or now - found.last_used_at > _USED_EVERY:
+        RootKey.objects.unscoped("the key that is asking").filter(pk=found.pk).update(last_used_at=now)
     limits: Limits | None = getattr(found.workspace, "limits", None)
     return Principal(
         workspace_id=found.workspace_id,
@@ -173,6 +246,7 @@ def authenticate_root_key(plaintext: str) -> Principal:
         name=found.name,
         permissions=frozenset(found.permissions),
         requests_per_minute=limits.api_requests_per_minute if limits else None,
+        expires_at=found.expires_at,
     )
 
 
@@ -181,10 +255,64 @@ def hash_of(plaintext: str) -> str:
     return base64.b64encode(hashlib.sha256(plaintext.encode()).digest()).decode()
 
 
-def _locked(root_key: RootKey) -> RootKey:
-    found = RootKey.objects.select_for_update().filter(pk=root_key.pk, deleted_at=None).first()
+def _granted(permissions: Iterable[str], workspace_id: str, giver: Principal | None) -> list[str]:
+    """Return permissions in order, each once; all of them are some, and the giver's to give."""
+    given = list(permissions)
+    faults = tuple(
+        Violation(f"{permission} is not a permission: {fault}", f"body.permissions[{index}]")
+        for index, permission in enumerate(given)
+        if (fault := catalogue.fault_of(permission, workspace_id))
+    )
+    if faults:
+        raise errors.InvalidInput(faults[0].message, violations=faults)
+    granted = sorted(set(given))
+    if giver is not None:
+        beyond = next((one for one in granted if not gives(giver.permissions, one)), None)
+        if beyond is not None:
+            raise errors.InsufficientPermissions(
+                f"Missing permission: '{beyond}'. A root key gives only what it holds itself."
+            )
+    return granted
+
+
+def _refuse_to_outlive(expires_at: datetime | None, giver: Principal | None) -> None:
+    if giver is None or giver.expires_at is None:
+        return
+    if expires_at is None or expires_at > giver.expires_at:
+        raise errors.Forbidden(
+            "A root key that expires manages only root keys that expire no later than itself, "
+            f"at {clock.to_ms(giver.expires_at)}."
+        )
+
+
+def _new_root_key(
+    workspace_id: str, name: str, granted: list[str], expires_at: datetime | None, enabled: bool = True
+) -> tuple[RootKey, str]:
+    secret = ids.base58(secrets.token_bytes(_ROOT_KEY_BYTES))
+    plaintext = f"{ROOT_KEY_PREFIX}{secret}"
+    root_key = RootKey(
+        workspace_id=workspace_id,
+        name=name,
+        hash=hash_of(plaintext),
+        start=f"{ROOT_KEY_PREFIX}{secret[:4]}",
+        end=secret[-4:],
+        permissions=granted,
+        enabled=enabled,
+        expires_at=expires_at,
+    )
+    versions.stamp(root_key)
+    root_key.save(force_insert=True)
+    return root_key, plaintext
+
+
+def _ms(moment: datetime | None) -> int | None:
+    return None if moment is None else clock.to_ms(moment)
+
+
+def _locked(root_key_id: str) -> RootKey:
+    found = RootKey.objects.select_for_update().filter(pk=root_key_id, deleted_at=None).first()
     if found is None:
-        raise errors.KeyNotFound(f"There is no root key {root_key.pk}.")
+        raise errors.KeyNotFound("The requested root key does not exist.")
     return found
 
 
