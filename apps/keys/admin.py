@@ -8,6 +8,7 @@ from apps.keys.models import (
     EncryptedKey,
     Identity,
     Key,
+    KeyMigration,
     KeySpace,
     Permission,
     Ratelimit,
@@ -32,6 +33,12 @@ class KeySpaceAdmin(ReadOnlyAdmin):
         "created_at",
     )
     search_fields = ("id", "workspace__slug")
+
+
+@admin.register(KeyMigration)
+class KeyMigrationAdmin(ReadOnlyAdmin):
+    list_display = ("name", "id", "algorithm", "workspace", "created_at")
+    search_fields = ("id", "name", "workspace__slug")
 
 
 @admin.register(Api)

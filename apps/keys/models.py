@@ -109,6 +109,24 @@ class Role(Tenant, Sharded):
         return self.name
 
 
+class KeyMigration(Tenant):
+    """Where imported keys come from: under what name they are imported, and how they were hashed there."""
+
+    class Algorithm(models.TextChoices):
+        SHA256 = "sha256", "SHA-256 of the whole key"
+        PREFIXED = "github.com/seamapi/prefixed-api-key", "prefixed-api-key: SHA-256 of the long token"
+
+    id = id_field("mig")
+    name = models.CharField(max_length=255)
+    algorithm = models.CharField(max_length=64, choices=Algorithm.choices)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["workspace", "name"], name="keymigration_name")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Key(Tenant, Sharded):
     """An API key; only the hash of its text is kept."""
 
@@ -122,6 +140,14 @@ class Key(Tenant, Sharded):
         Identity, null=True, blank=True, on_delete=models.SET_NULL, related_name="keys"
     )
     hash = models.CharField(max_length=64, unique=True, editable=False)
+    pending_migration: Any = models.ForeignKey(
+        KeyMigration,
+        null=True,
+        blank=True,
+        on_delete=models.PROTECT,
+        related_name="keys",
+        help_text="whose hash the key still has; its first use gives it one of ours",
+    )
     start = models.CharField(max_length=50, blank=True)
     name = models.CharField(max_length=255, blank=True)
     meta = models.JSONField(default=dict, blank=True)

@@ -121,7 +121,7 @@ def create_key(
     with transaction.atomic():
         versions.stamp(key)
         if external_id is not None:
-            key.identity = _identity(workspace_id, external_id, actor)
+            key.identity = ensure_identity(workspace_id, external_id, actor)
         key.save(force_insert=True)
         audit.record("key.create", actor=actor, workspace_id=workspace_id, targets=[key, api])
         _connect_permissions(key, ensure_permissions(workspace_id, permissions, actor), actor)
@@ -174,7 +174,9 @@ def update_key(
             key.enabled = enabled
             changed["enabled"] = enabled
         if external_id is not UNSET:
-            key.identity = None if external_id is None else _identity(key.workspace_id, external_id, actor)
+            key.identity = (
+                None if external_id is None else ensure_identity(key.workspace_id, external_id, actor)
+            )
             changed["externalId"] = external_id
         if remaining is not UNSET:
             _renew_balance(key, remaining)
@@ -436,7 +438,7 @@ def _end_of_grace(grace: timedelta) -> datetime:
     return now + grace + (minute - past if past else timedelta(0))
 
 
-def _identity(workspace_id: str, external_id: str, actor: Actor) -> Identity:
+def ensure_identity(workspace_id: str, external_id: str, actor: Actor) -> Identity:
     """Return the identity of an external id, made if there is none; its stream is locked already."""
     found = Identity.objects.select_for_update().filter(external_id=external_id).first()
     if found is None:

@@ -30,7 +30,6 @@ WAITING: dict[str, str] = {
     "domains.listDomains": _DOMAINS,
     "domains.verifyDomain": _DOMAINS,
     "github.installApp": _GITHUB,
-    "keys.migrateKeys": "Keys cannot be imported yet.",
     "portal.createPortal": _PORTAL,
     "portal.createSession": _PORTAL,
     "portal.deletePortal": _PORTAL,

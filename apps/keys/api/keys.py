@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from apps.keys import queries, services, verification
+from apps.keys import imports, queries, services, verification
 from apps.keys.api.shapes import (
     EXTERNAL_ID,
     IDENTITY,
@@ -64,7 +64,7 @@ CREDITS = obj({"remaining": nullable(integer(0)), "refill": optional(REFILL)})
 KEY = obj(
     {
         "keyId": KEY_ID,
-        "start": string(1, 50),
+        "start": string(0, 50, about="empty for an imported key that was not used yet"),
         "enabled": boolean(),
         "name": optional(string(0, 255)),
         "meta": optional(META),
@@ -261,6 +261,63 @@ def create_key(call: Call) -> JSON:
 
 
 READ_KEY = T("api.{api}.read_key") | U("keyspaces/{keyspace}/keys/{key}#read_key")
+MOST_NAMES = 10_000
+IMPORTED_KEY = obj(
+    {
+        "hash": string(3),
+        "name": optional(string(1, 255)),
+        "externalId": optional(string(1, 255)),
+        "meta": optional(META),
+        "roles": optional(array(ROLE_NAME, most=100)),
+        "permissions": optional(array(SLUG, most=1000)),
+        "expires": optional(EXPIRES),
+        "enabled": optional(boolean(), default=True),
+        "credits": optional(CREDITS),
+        "ratelimits": optional(array(RATELIMIT_REQUEST, most=50)),
+    }
+)
+
+
+@route(
+    "keys.migrateKeys",
+    request=obj({"migrationId": string(3, 255), "apiId": string(3, 255), "keys": array(IMPORTED_KEY, 1)}),
+    response=obj({"migrated": array(obj({"hash": string(), "keyId": string()})), "failed": array(string())}),
+    permission=T("api.{api}.create_key"),
+    errors=[errors.MigrationNotFound, errors.ApiNotFound],
+)
+def migrate_keys(call: Call) -> JSON:
+    """Import keys by their hashes; a text that verifies with the migration's name is taken over."""
+    body = call.body
+    api = queries.get_api(body["apiId"])
+    call.authorize(api=api.id)
+    migration = imports.get_migration(body["migrationId"])
+    for names in ("roles", "permissions"):
+        if len({name for one in body["keys"] for name in one.get(names, ())}) > MOST_NAMES:
+            raise fault(f"the keys name more than {MOST_NAMES} {names}", "body.keys", "Send them in parts.")
+    if len(body["keys"]) > MOST_NAMES:
+        raise fault(f"more than {MOST_NAMES} keys are given", "body.keys", "Send them in parts.")
+    migrated, failed = imports.import_keys(
+        api,
+        migration,
+        [_imported(one, f"body.keys[{index}]") for index, one in enumerate(body["keys"])],
+        actor=call.actor,
+    )
+    return {"migrated": [{"hash": text, "keyId": key_id} for text, key_id in migrated], "failed": failed}
+
+
+def _imported(body: dict[str, Any], where: str) -> imports.ImportedKey:
+    given = present(
+        body, name="name", external_id="externalId", meta="meta", roles="roles", permissions="permissions"
+    )
+    if "expires" in body:
+        given["expires_at"] = clock.from_ms(body["expires"])
+    if "credits" in body:
+        given["credits"] = _new_credits(body["credits"], where)
+    if "ratelimits" in body:
+        given["ratelimits"] = limits(body["ratelimits"], where)
+    return imports.ImportedKey(body["hash"], **given, enabled=body["enabled"])
+
+
 DECRYPT_KEY = T("api.{api}.decrypt_key") | U("keyspaces/{keyspace}/keys/{key}#decrypt_key")
 
 
@@ -431,6 +488,9 @@ def verify_key(call: Call) -> Any:
     key = verification.find_key(call.body["key"])
     about = _about(key) if key else {"api": "*", "keyspace": "*", "key": "*"}
     if not call.allows(about) or key is None:
+    migration = call.body.get("migrationId")
+    if key is None and migration and imports.take_over(call.workspace_id, migration, call.body["key"]):
+        key = verification.find_key(call.body["key"])
         return msgspec.Raw(steps.BARE_NOT_FOUND)
     if "keyspaces" in call.body and key.key_space_id not in call.body["keyspaces"]:
         return msgspec.Raw(steps.BARE_NOT_FOUND)
@@ -554,23 +614,25 @@ def _expect_recoverable(store_encrypted_keys: bool) -> None:
         raise errors.PreconditionFailed("This API does not keep keys in a recoverable form.")
 
 
-def _refill(body: dict[str, Any]) -> Refill:
+def _refill(body: dict[str, Any], where: str = "body") -> Refill:
     interval, day = body["interval"], body.get("refillDay")
     if interval == "monthly" and day is None:
         raise fault(
             "refillDay is required for a monthly refill",
-            "body.credits.refill.refillDay",
+            f"{where}.credits.refill.refillDay",
             "Give a day, 1 to 31.",
         )
     return Refill(interval, body["amount"], day)
 
 
-def _new_credits(body: dict[str, Any]) -> Credits:
+def _new_credits(body: dict[str, Any], where: str = "body") -> Credits:
     if "refill" not in body:
         return Credits(body["remaining"])
     if body["remaining"] is None:
-        raise fault("a refill needs a finite balance", "body.credits.remaining", "Give a number of credits.")
-    return Credits(body["remaining"], _refill(body["refill"]))
+        raise fault(
+            "a refill needs a finite balance", f"{where}.credits.remaining", "Give a number of credits."
+        )
+    return Credits(body["remaining"], _refill(body["refill"], where))
 
 
 def _changed_credits(body: dict[str, Any] | None) -> dict[str, Any]:

@@ -65,8 +65,8 @@ def fault(message: str, where: str, fix: str = "") -> errors.Fault:
     return errors.InvalidInput(message, violations=(Violation(message, where, fix),))
 
 
-def limits(body: Sequence[dict[str, Any]]) -> list[NamedLimit]:
-    """Return the limits of a request.
+def limits(body: Sequence[dict[str, Any]], where: str = "body") -> list[NamedLimit]:
+    """Return the limits of a request; `where` is the location of what holds `ratelimits`.
 
     Raises:
         InvalidInput: two have one name.
@@ -74,7 +74,7 @@ def limits(body: Sequence[dict[str, Any]]) -> list[NamedLimit]:
     seen: set[str] = set()
     for index, one in enumerate(body):
         if one["name"] in seen:
-            raise fault(f"the rate limit {one['name']} is given twice", f"body.ratelimits[{index}].name")
+            raise fault(f"the rate limit {one['name']} is given twice", f"{where}.ratelimits[{index}].name")
         seen.add(one["name"])
     return [NamedLimit(one["name"], one["limit"], one["duration"], one["autoApply"]) for one in body]
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from apps.keys.models import Api, KeySpace, Permission, Role
+from apps.keys.models import Api, KeyMigration, KeySpace, Permission, Role
 from unkey.rpc.routes import routes
 from unkey.rpc.testing import Tenant
 from unkey.tenancy import unscoped
@@ -25,6 +25,11 @@ TABLE: dict[str, tuple[dict[str, Any], list[list[str]], str]] = {
         API,
     ),
     "keys.createKey": ({"apiId": 1}, [["api.API.create_key"], ["keyspaces/SPACE#create_key"]], API),
+    "keys.migrateKeys": (
+        {"apiId": 1, "migrationId": "old", "keys": [{"hash": "a" * 64}]},
+        [["api.API.create_key"], ["api.*.create_key"]],
+        FORBIDDEN,
+    ),
     "keys.getKey": ({"keyId": 1}, [["api.API.read_key"], ["keyspaces/SPACE/keys/KEY#read_key"]], FORBIDDEN),
     "keys.whoami": ({"key": 1}, [["api.API.read_key"], ["keyspaces/*/keys/*#read_key"]], KEY),
     "keys.updateKey": ({"keyId": 1}, [["api.*.update_key"], ["keyspaces/**#update_key"]], FORBIDDEN),
@@ -138,6 +143,7 @@ def rows(tenant: Tenant) -> dict[str, str]:
     made = tenant("keys.createKey", {"apiId": api_id, "permissions": ["held"]})
     with unscoped("test"):
         role = Role.objects.create(workspace=tenant.workspace, name="editor")
+        KeyMigration.objects.create(workspace=tenant.workspace, name="old", algorithm="sha256")
         space = Api.objects.get(pk=api_id).key_space_id
     identity = tenant("identities.createIdentity", {"externalId": "ada"})["identityId"]
     return {

@@ -92,6 +92,9 @@ def _keys(call: Recorder) -> str:
     call("apis.getApi", {"apiId": api})
     with unscoped("test"):
         apps.get_model("keys", "Role").objects.create(workspace=call.tenant.workspace, name="admin")
+        apps.get_model("keys", "KeyMigration").objects.create(
+            workspace=call.tenant.workspace, name="old", algorithm="sha256"
+        )
     credits = {"remaining": 7, "refill": {"interval": "monthly", "amount": 9, "refillDay": 31}}
     limits = [{"name": "requests", "limit": 3, "duration": 60_000, "autoApply": True}]
     made = call(
@@ -112,6 +115,8 @@ def _keys(call: Recorder) -> str:
     key = {"keyId": made["keyId"]}
     call("keys.verifyKey", {"key": made["key"], "permissions": "documents.read"})
     call("keys.verifyKey", {"key": "nobody"})
+    imported = [{"hash": "a" * 64}, {"hash": "none"}]
+    call("keys.migrateKeys", {"migrationId": "old", "apiId": api, "keys": imported})
     call("keys.getKey", key)
     call("keys.whoami", {"key": made["key"]})
     call("apis.listKeys", {"apiId": api})
