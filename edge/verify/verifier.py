@@ -428,7 +428,7 @@ class Verifier:
                 return self._later(headers, found, told, request_id, started)
             caller = self._caller(root_key)
             subject = self.find(asked.key)
-            if not isinstance(subject, Subject | None):
+            if not isinstance(subject, Subject | None) or (subject is None and asked.migration):
                 found = self._verify_slowly(asked, remote_ip, digest, subject, told)
                 return self._later(headers, found, told, request_id, started)
             prepared = self._prepared(caller, subject, asked, remote_ip)
@@ -526,6 +526,8 @@ class Verifier:
             raise _unknown_root_key()
         caller = self._caller(root_key)
         self._admit(caller, clock.now_ms(), told)
+        if subject is None and asked.migration:
+            subject = await self._taken_over(caller, asked)
         prepared = self._prepared(caller, subject, asked, remote_ip)
         tags = _tags(asked)
         if prepared is None:
