@@ -2,25 +2,33 @@
 
 A check at time t in windows of d milliseconds counts the current window and what is left of the
 previous one: `current + previous * (d - t mod d) // d + cost <= limit`. Denied checks count nothing.
+
+What others count of the same windows is added: by processes of this machine (`Sharing`, read at every
+check) and by other machines (`due` and `learn`, called from time to time). See docs/ratelimits.md.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
 MIN_DURATION_MS = 1000
+_ALONE = (0, 0)
+
+Counter = tuple[str, str, str, int]
+"""Who is counted: (workspace, namespace, identifier, duration in ms)."""
 
 
 class Limit(Struct, frozen=True, gc=False):
     """One question to the limiter.
 
     Args:
-        counter: who is counted: (workspace, namespace, identifier, duration in ms).
+        counter: who is counted.
         limit: most cost in a window; 0 denies everything that costs.
         cost: 0 looks without counting.
     """
 
-    counter: tuple[str, str, str, int]
+    counter: Counter
     limit: int
     cost: int = 1
 
@@ -40,13 +48,52 @@ class Outcome(Struct, frozen=True, gc=False):
     reset: int
 
 
-class _Window:
-    __slots__ = ("current", "previous", "sequence")
+class Sharing(Protocol):
+    """Counts that processes of one machine see of each other, without waiting.
 
-    def __init__(self, sequence: int) -> None:
+    A window is known by `until`, the moment from which it weighs nothing: a duration after its end.
+    """
+
+    def mark(self, counter: Counter) -> int:
+        """Return the number that a counter is known by."""
+
+    def place(self, mark: int, now_ms: int) -> int:
+        """Return where this process writes a counter, -1: nowhere, so that nobody else sees it."""
+
+    def own(self, place: int, until: int) -> int:
+        """Return what this process, or the one whose place it took, counted of a window."""
+
+    def put(self, place: int, sequence: int, until: int, count: int) -> None:
+        """Write what this process has counted of a window."""
+
+    def others(self, mark: int, until: int, duration: int) -> tuple[int, int]:
+        """Return what others counted of a window and of the one before it."""
+
+
+class Due(NamedTuple):
+    """What another machine is to be told of a counter, and asked about it.
+
+    Args:
+        current, previous: own counts of the window `sequence` and of the one before.
+    """
+
+    counter: Counter
+    sequence: int
+    current: int
+    previous: int
+
+
+class _Window:
+    __slots__ = ("current", "far", "far_previous", "mark", "place", "previous", "sequence")
+
+    def __init__(self, sequence: int, mark: int) -> None:
         self.sequence = sequence
         self.current = 0
         self.previous = 0
+        self.far = 0  # counted on other machines, as far as is known here
+        self.far_previous = 0
+        self.mark = mark
+        self.place = -1
 
 
 class Limiter:
@@ -54,12 +101,19 @@ class Limiter:
 
     Args:
         capacity: most counters kept; when it is reached the oldest are forgotten.
+        sharing: counts of this machine's other processes.
+        far: whether there are other machines to exchange counts with, by `due` and `learn`.
     """
 
-    def __init__(self, capacity: int = 1_000_000) -> None:
+    def __init__(
+        self, capacity: int = 1_000_000, *, sharing: Sharing | None = None, far: bool = False
+    ) -> None:
         self.capacity = capacity
         self.forgotten = 0
-        self._windows: dict[tuple[str, str, str, int], _Window] = {}
+        self.sharing = sharing
+        self._windows: dict[Counter, _Window] = {}
+        # Counters that were asked since they were last exchanged, oldest first.
+        self._touched: dict[Counter, None] | None = {} if far else None
 
     def __len__(self) -> int:
         return len(self._windows)
@@ -70,19 +124,23 @@ class Limiter:
         Raises:
             ValueError: negative cost or limit, or a window shorter than a second.
         """
-        duration = limit.counter[3]
+        counter = limit.counter
+        duration = counter[3]
         if limit.cost < 0 or limit.limit < 0 or duration < MIN_DURATION_MS:
             raise ValueError(f"cost {limit.cost}, limit {limit.limit}, duration {duration} ms")
-        window = self._windows.get(limit.counter)
+        window = self._windows.get(counter)
         if window is None or window.sequence != now_ms // duration:
-            window = self._window(limit.counter, now_ms)
-        effective = window.current + limit.cost
-        if window.previous:
-            effective += _carried(window, duration, now_ms)
+            window = self._window(counter, now_ms)
+        if self._touched is not None:
+            self._touched[counter] = None
+        effective = self._counted(window, duration, now_ms) + limit.cost
         reset = (window.sequence + 1) * duration
         if effective > limit.limit:
             return Outcome(False, limit.limit, 0, reset)
-        window.current += limit.cost
+        if limit.cost:
+            window.current += limit.cost
+            if window.place >= 0 and self.sharing is not None:
+                self.sharing.put(window.place, window.sequence, reset + duration, window.current)
         return Outcome(True, limit.limit, limit.limit - effective, reset)
 
     def check_all(self, limits: Sequence[Limit], now_ms: int) -> tuple[bool, list[Outcome]]:
@@ -90,29 +148,42 @@ class Limiter:
 
         Limits of the same counter add up. In a refusal, those that would have passed say what
         remains without this request.
+
+        Raises:
+            ValueError: as `check`; nothing was counted.
         """
         if len(limits) == 1:
             outcome = self.check(limits[0], now_ms)
             return outcome.passed, [outcome]
+        asked: dict[Counter, int] = {}
         for limit in limits:
             if limit.cost < 0 or limit.limit < 0 or limit.counter[3] < MIN_DURATION_MS:
                 raise ValueError(f"cost {limit.cost}, limit {limit.limit}, duration {limit.counter[3]} ms")
-        windows = [self._window(limit.counter, now_ms) for limit in limits]
-        for window, limit in zip(windows, limits, strict=True):
-            window.current += limit.cost
-        counted = [
-            window.current + _carried(window, limit.counter[3], now_ms)
-            for window, limit in zip(windows, limits, strict=True)
-        ]
-        passed = all(count <= limit.limit for count, limit in zip(counted, limits, strict=True))
+            asked[limit.counter] = asked.get(limit.counter, 0) + limit.cost
+        windows = {counter: self._window(counter, now_ms) for counter in asked}
+        if self._touched is not None:
+            self._touched.update(dict.fromkeys(asked))
+        counted = {
+            counter: self._counted(window, counter[3], now_ms) + asked[counter]
+            for counter, window in windows.items()
+        }
+        passed = all(counted[limit.counter] <= limit.limit for limit in limits)
         outcomes = []
-        for window, limit, count in zip(windows, limits, counted, strict=True):
-            remaining = max(0, limit.limit - count)
-            if not passed:
-                window.current -= limit.cost
-                remaining = remaining + limit.cost if count <= limit.limit else 0
-            reset = (window.sequence + 1) * limit.counter[3]
-            outcomes.append(Outcome(count <= limit.limit, limit.limit, remaining, reset))
+        for limit in limits:
+            count = counted[limit.counter]
+            fits = count <= limit.limit
+            remaining = limit.limit - count if fits else 0
+            if fits and not passed:
+                remaining += limit.cost
+            reset = (windows[limit.counter].sequence + 1) * limit.counter[3]
+            outcomes.append(Outcome(fits, limit.limit, remaining, reset))
+        if passed:
+            for counter, cost in asked.items():
+                window = windows[counter]
+                window.current += cost
+                if window.place >= 0 and self.sharing is not None:
+                    until = (window.sequence + 2) * counter[3]
+                    self.sharing.put(window.place, window.sequence, until, window.current)
         return passed, outcomes
 
     def sweep(self, now_ms: int) -> int:
@@ -124,7 +195,48 @@ class Limiter:
             del self._windows[counter]
         return len(stale)
 
-    def _window(self, counter: tuple[str, str, str, int], now_ms: int) -> _Window:
+    # Other machines
+
+    def due(self, most: int) -> list[Due]:
+        """Take the counters that were asked since they were last taken, those that wait longest first.
+
+        Args:
+            most: how many at most.
+        """
+        if not self._touched:
+            return []
+        found = []
+        for counter in _first(self._touched, most):
+            del self._touched[counter]
+            window = self._windows.get(counter)
+            if window is not None:
+                found.append(Due(counter, window.sequence, window.current, window.previous))
+        return found
+
+    def learn(self, counter: Counter, sequence: int, current: int, previous: int) -> None:
+        """Take in what other machines counted.
+
+        Args:
+            sequence: the window that `current` is of, as `Due` has it; `previous` is the one before.
+        """
+        window = self._windows.get(counter)
+        if window is None:
+            return
+        # Windows only grow: what is less than what is known was overtaken on the way.
+        if window.sequence == sequence:
+            window.far = max(window.far, current)
+            window.far_previous = max(window.far_previous, previous)
+        elif window.sequence == sequence + 1:
+            window.far_previous = max(window.far_previous, current)
+
+    def postpone(self, due: Sequence[Due]) -> None:
+        """Take counters back that could not be exchanged: they are due again."""
+        if self._touched is not None:
+            self._touched.update(dict.fromkeys(each.counter for each in due))
+
+    # Windows
+
+    def _window(self, counter: Counter, now_ms: int) -> _Window:
         sequence = now_ms // counter[3]
         window = self._windows.get(counter)
         if window is None:
@@ -132,15 +244,43 @@ class Limiter:
                 for oldest in list(self._windows)[: max(1, self.capacity // 10)]:
                     del self._windows[oldest]
                     self.forgotten += 1
-            window = self._windows[counter] = _Window(sequence)
+            mark = 0 if self.sharing is None else self.sharing.mark(counter)
+            window = self._windows[counter] = _Window(sequence, mark)
+            self._share(window, counter[3], now_ms)
         elif sequence > window.sequence:
-            window.previous = window.current if sequence == window.sequence + 1 else 0
-            window.current = 0
+            follows = sequence == window.sequence + 1
+            window.previous = window.current if follows else 0
+            window.far_previous = window.far if follows else 0
+            window.current = window.far = 0
             window.sequence = sequence
+            self._share(window, counter[3], now_ms)
         return window
 
+    def _share(self, window: _Window, duration: int, now_ms: int) -> None:
+        """Find where a window that begins is written; go on with what is written there already."""
+        sharing = self.sharing
+        if sharing is None:
+            return
+        window.place = sharing.place(window.mark, now_ms)
+        if window.place >= 0:
+            until = (window.sequence + 2) * duration
+            window.current = max(window.current, sharing.own(window.place, until))
+            window.previous = max(window.previous, sharing.own(window.place, until - duration))
 
-def _carried(window: _Window, duration: int, now_ms: int) -> int:
-    # A clock that was set back must not weigh the previous window by more than all of it.
-    elapsed = max(0, now_ms - window.sequence * duration)
-    return window.previous * (duration - elapsed) // duration
+    def _counted(self, window: _Window, duration: int, now_ms: int) -> int:
+        """Return what weighs on a check at a moment: of the window, and what is left of the one before."""
+        sharing = self.sharing
+        until = (window.sequence + 2) * duration
+        current, previous = _ALONE if sharing is None else sharing.others(window.mark, until, duration)
+        current += window.current + window.far
+        previous += window.previous + window.far_previous
+        if not previous:
+            return current
+        # A clock that was set back must not weigh the previous window by more than all of it.
+        elapsed = max(0, now_ms - window.sequence * duration)
+        return current + previous * (duration - elapsed) // duration
+
+
+def _first(counters: dict[Counter, None], most: int) -> list[Counter]:
+    taking: Iterator[Counter] = iter(counters)
+    return [counter for counter, _ in zip(taking, range(most), strict=False)]
