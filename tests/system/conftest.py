@@ -1,9 +1,14 @@
-"""A whole system of its own for a test module: `manage.py up` on free ports in a temporary folder."""
+"""A whole system: `manage.py up` on free ports in a temporary folder.
+
+The modules of the group `system` share one, since each start costs ten seconds of CPU time. What they do to
+it, they mend: a module begins with all processes healthy. A module with another fixture `system` has its own.
+"""
 
 import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +68,33 @@ class Deployed:
         return self.system.visitor(min(deployed["domains"], key=len))
 
 
-@pytest.fixture(scope="module")
+# Last of those that share the system: they stop it, or take its database away.
+LAST = ("test_stop_and_return.py", "test_blackout.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let this folder's tests begin first, since they take longest, and those that do most harm last of them."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        if item.path.parent != here:
+            return len(LAST) + 1
+        return LAST.index(item.path.name) + 1 if item.path.name in LAST else 0
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """A running platform of its own; stopped at the end."""
+    """The running platform that modules share; its previews sleep soon, and its edge waits long for them."""
     running = System(tmp_path_factory.mktemp("unkey") / "var")
-    running.environ |= {"PORTS": "auto", "LOG_LEVEL": "info", "STANDBY_AFTER_SECONDS": "1800"}
+    running.environ |= {
+        "PORTS": "auto",
+        "LOG_LEVEL": "info",
+        "STANDBY_AFTER_SECONDS": "1800",
+        "PREVIEW_IDLE_SECONDS": "2",
+        "EDGE_WAKE_SECONDS": "60",
+    }
     running.start()
     yield running
     running.stop()
@@ -76,11 +103,17 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
 @pytest.fixture(scope="module")
 def platform(system: System) -> Platform:
     """The public interfaces, with a root key that may do everything."""
+    system.wait_healthy()
+    return _platform(system, system.url("EDGE_API_PORT"))
+
+
+@cache
+def _platform(system: System, api_url: str) -> Platform:
     system.manage("create_workspace", "Test", "--slug", "test", "--exist-ok", "--json")
     root = json.loads(
         system.manage("create_root_key", "--workspace", "test", "--name", "test", "--all", "--json")
     )
-    return Platform(system.url("EDGE_API_PORT"), root["root_key"], system.var / "login.json")
+    return Platform(api_url, root["root_key"], system.var / "login.json")
 
 
 @pytest.fixture

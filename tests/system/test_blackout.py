@@ -12,7 +12,7 @@ import pytest
 from scripts.demo import PYTHON, ROOT, Platform, System, Visitor
 from tests.system.conftest import Deployed
 
-pytestmark = [pytest.mark.xdist_group("system-2"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
 
 
 def test_known_hosts_and_known_keys_are_answered_without_control_plane_and_database(

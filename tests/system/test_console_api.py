@@ -12,7 +12,7 @@ import pytest
 
 from scripts.demo import HELLO, System
 
-pytestmark = [pytest.mark.xdist_group("system-1"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
 
 PASSWORD = "correct horse battery"
 

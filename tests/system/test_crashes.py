@@ -8,21 +8,24 @@ from collections.abc import Callable
 
 import pytest
 
-from scripts.demo import System
+from scripts.demo import Platform, System
 from tests.system.conftest import Deployed
 
-pytestmark = [pytest.mark.xdist_group("system-1"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def app(system: System, platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    """An app with a live deployment."""
+    made = Deployed(system, platform, tmp_path_factory.mktemp("sources"))
+    made.deploy("1")
+    return made
 
 
 @pytest.mark.parametrize("process", ["web", "feed", "worker", "beat", "agent", "edge"])
-def test_a_deploy_survives_the_death_of(
-    process: str, system: System, project: Callable[[], Deployed]
-) -> None:
-    app = project()
-    app.deploy("1")
+def test_a_deploy_survives_the_death_of(process: str, system: System, app: Deployed) -> None:
     before = _pid(system, process)
-
-    deployment = app.begin("2")
+    deployment = app.begin(f"without-{process}")
     _wait(lambda: _status(system, deployment) not in {"pending", "starting"}, "the deploy does not begin")
     os.kill(before, signal.SIGKILL)
     _wait(lambda: _status(system, deployment) in {"ready", "failed"}, "the deploy does not end")
@@ -32,7 +35,7 @@ def test_a_deploy_survives_the_death_of(
     row = app.deployment(deployment)
     assert (row["status"], row["isCurrent"]) == ("ready", True)
     visitor = system.visitor(min(row["domains"], key=len))
-    visitor.until_version("2", None)
+    visitor.until_version(f"without-{process}", None)
     _wait(lambda: _run_state(system, deployment) == "succeeded", "the workflow does not end")
     assert _counted_twice(system, deployment) == []
 

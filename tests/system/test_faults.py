@@ -27,7 +27,7 @@ import pytest
 from scripts.demo import PYTHON, ROOT, DemoFailed, Platform, System, Visitor
 from tests.system.conftest import Deployed
 
-pytestmark = [pytest.mark.xdist_group("system-4"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(180)]
 
 VALUE = "a value that nobody else shall read"
 HEALTH = {

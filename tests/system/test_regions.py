@@ -17,7 +17,7 @@ from scripts.demo import ROOT, Platform, System, Visitor
 from tests.system.conftest import Deployed
 from tests.system.test_rollback_under_load import Caller
 
-pytestmark = [pytest.mark.xdist_group("system-4"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(240)]  # slow: twelve processes
 
 REGIONS = ("fra", "gru", "iad", "sin")
 PATIENCE = 60.0
@@ -29,6 +29,7 @@ ONLY = "web,feed,worker,beat,edge,agent-fra,agent-gru,agent-iad"
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A platform of four regions, the agent of the last of which is not started; edges in two of them."""
     running = System(tmp_path_factory.mktemp("regions") / "var", "--only", ONLY)
+    running.environ.pop("DATABASE_URL", None)  # agents of other systems are not to be seen
     running.environ |= {"PORTS": "auto", "REGIONS": ",".join(REGIONS), "EDGE_REGIONS": "sin,fra"}
     running.start()
     yield running

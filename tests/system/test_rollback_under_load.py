@@ -10,7 +10,7 @@ import pytest
 from scripts.demo import Visitor
 from tests.system.conftest import Deployed
 
-pytestmark = [pytest.mark.xdist_group("system-3"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
 
 CONNECTIONS = 32
 

@@ -12,7 +12,7 @@ from scripts.demo import System
 from tests.system.conftest import Deployed
 from tests.system.test_rollback_under_load import Caller
 
-pytestmark = [pytest.mark.xdist_group("system-4"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(180)]  # slow: it burns CPU until it is scaled
 
 CALLERS = 6
 # Of the smallest instance there is, a quarter of a CPU: what a program gets on a busy machine, too.
@@ -59,6 +59,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler)
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
     """A system whose agent looks often and is soon sure."""
     running = System(tmp_path_factory.mktemp("unkey") / "var")
+    running.environ.pop("DATABASE_URL", None)
     running.environ |= {
         "PORTS": "auto",
         "AGENT_SCALE_SECONDS": "0.4",

@@ -3,22 +3,32 @@
 import http.client
 import json
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from scripts.demo import PYTHON, Platform, System
 from tests.system.conftest import Deployed
 
-pytestmark = [pytest.mark.xdist_group("system-3"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module")
+def app(system: System, platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Deployed:
+    """An app with a project of its own."""
+    return Deployed(system, platform, tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture(scope="module")
+def deployed(app: Deployed) -> dict[str, Any]:
+    """Its live deployment, as the `unkey` command showed it."""
+    return app.deploy("1")
 
 
 def test_the_sdk_tells_the_story_of_the_demo(
-    system: System, platform: Platform, project: Callable[[], Deployed]
+    system: System, platform: Platform, app: Deployed, deployed: dict[str, Any]
 ) -> None:
-    app = project()
-    app.deploy("1")
     done = subprocess.run(
         [
             PYTHON,
@@ -47,10 +57,8 @@ def test_the_sdk_tells_the_story_of_the_demo(
 
 
 def test_the_api_port_passes_only_v2_on_and_keeps_the_clients_own_headers(
-    system: System, platform: Platform, project: Callable[[], Deployed]
+    system: System, app: Deployed, deployed: dict[str, Any]
 ) -> None:
-    app = project()
-    deployed = app.deploy("1")
     row = app.deployment(deployed["deploymentId"])
     assert row["trigger"] == {"via": "cli"}
 

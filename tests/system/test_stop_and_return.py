@@ -9,7 +9,7 @@ import pytest
 from scripts.demo import System
 from tests.system.conftest import Deployed
 
-pytestmark = [pytest.mark.xdist_group("system-3"), pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
 
 
 def test_interrupt_leaves_no_process_and_no_port_and_a_new_start_brings_everything_back(
