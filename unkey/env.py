@@ -266,6 +266,13 @@ SETTINGS: tuple[Setting, ...] = (
         "default",
         "auto: `manage.py up` takes free ports",
     ),
+    Setting(
+        "DOCS_URL",
+        "url",
+        lambda text: text.rstrip("/"),
+        "https://unkey.com/docs",
+        "where errors say that they are explained; web explains them itself, at /docs",
+    ),
     Setting("WEB_PORT", "port", _port, "8080", "web: admin, management API"),
     Setting("WEB_WORKERS", "count", _count, "1", "processes of web"),
     Setting("WEB_THREADS", "count", _count, "8", "threads of each web process"),

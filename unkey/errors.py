@@ -8,7 +8,7 @@ Domain code raises these classes; the transport maps them once. Pure: edge and w
 from dataclasses import dataclass
 from typing import ClassVar
 
-DOCS = "https://unkey.com/docs/errors"
+from unkey.env import env
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Kind:
     @property
     def url(self) -> str:
         """Where the code is documented; the `type` of an error envelope."""
-        return f"{DOCS}/{self.code.removeprefix('err:').replace(':', '/')}"
+        return f"{env.DOCS_URL}/errors/{self.code.removeprefix('err:').replace(':', '/')}"
 
 
 @dataclass(frozen=True, slots=True)

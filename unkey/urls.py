@@ -8,4 +8,5 @@ urlpatterns = [
     path("internal/", include("apps.cluster.api")),
     path("admin/", admin.site.urls),
     path("", include("apps.console.rest.urls")),
+    path("", include("unkey.rpc.pages")),
 ]
