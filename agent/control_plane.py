@@ -82,8 +82,12 @@ class ControlPlane:
         """Say that this agent lives, where its logs are read, and what it has applied."""
         await self._post("agents/heartbeat", url=url, applied=applied, software=VERSION)
 
-    async def report(self, deployment_id: str, instances: Sequence[wire.InstanceState]) -> int:
-        """Report all instances of a deployment; return the version from which on edges know of this."""
+    async def report(self, deployment_id: str, instances: Sequence[wire.InstanceState], applied: int) -> int:
+        """Report all instances of a deployment; return the version from which on edges know of this.
+
+        Args:
+            applied: version of the topology that they follow; 0: none is known.
+        """
         self._reports += 1
         content = await self._post(
             "instances/report",
@@ -91,6 +95,7 @@ class ControlPlane:
             instances=instances,
             run=self._run,
             number=self._reports,
+            applied=applied,
         )
         return _answer(content, _Version).version
 

@@ -119,7 +119,7 @@ class Keeper:
         self._wishes: tuple[Wish, ...] = ()
         self._measured: dict[str, tuple[float, float]] = {}
         self._variables: dict[str, str] | None = None
-        self._reporter = Reporter(deployment_id, control, self.states)
+        self._reporter = Reporter(deployment_id, control, self.states, self.applied)
 
     @property
     def is_empty(self) -> bool:
@@ -143,7 +143,17 @@ class Keeper:
 
     def states(self) -> list[InstanceState]:
         """Return all instances as they are reported."""
-        return [replica.state for replica in self._replicas.values()]
+        return [
+            # What has been told to end is on its way, even where its task has not run yet.
+            msgspec.structs.replace(replica.state, status=Status.DRAINING)
+            if replica.is_stopping
+            else replica.state
+            for replica in self._replicas.values()
+        ]
+
+    def applied(self) -> int:
+        """Return the version of the topology that its instances follow; 0: none is known."""
+        return self.topology.version if self.topology is not None else 0
 
     async def adopt(self, found: Observed) -> None:
         """Take over an instance of an earlier agent; one that still answers was never away."""
@@ -667,17 +677,23 @@ class Reporter:
         deployment_id: the deployment.
         control: whom to tell.
         states: returns its instances as they are at that moment.
+        applied: returns the version of what should run that they follow at that moment.
     """
 
     FIRST_PAUSE = 0.2
     LONGEST_PAUSE = 10.0
 
     def __init__(
-        self, deployment_id: str, control: ControlPlane, states: Callable[[], list[InstanceState]]
+        self,
+        deployment_id: str,
+        control: ControlPlane,
+        states: Callable[[], list[InstanceState]],
+        applied: Callable[[], int],
     ) -> None:
         self._deployment_id = deployment_id
         self._control = control
         self._states = states
+        self._applied = applied
         self.version = 0
         self._wanted = 0
         self._done = 0
@@ -712,7 +728,9 @@ class Reporter:
         while self._done != self._wanted:
             wanted = self._wanted
             try:
-                self.version = await self._control.report(self._deployment_id, self._states())
+                self.version = await self._control.report(
+                    self._deployment_id, self._states(), self._applied()
+                )
             except Unreachable as error:
                 log.warning("report_not_heard", deployment=self._deployment_id, error=str(error))
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311  (no secret)

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 
+from agent import wire
 from agent.control_plane import Refused, Unreachable
 from agent.tests import programs
 from agent.tests.conftest import control_for, is_running
@@ -378,6 +380,35 @@ def test_told_to_stop_in_the_moment_of_a_change_it_stops(plane, in_process):
     run(scenario())
 
 
+def test_what_is_about_to_end_is_never_reported_as_running_of_a_newer_start(plane, image, in_process):
+    """Whoever waits for a start must not take the instance for it that the stop before has doomed."""
+    plane.topology("d_1", image, PYTHON)
+
+    async def scenario():
+        async with in_process() as agent:
+            (before,) = await asyncio.to_thread(plane.running, "d_1")
+            row = wire.decode(plane.rows["d_1"])
+            started = msgspec.structs.replace(row, version=row.version + 2)
+            # Both at once, so that the stop's work has not begun when the start comes.
+            agent.reconciler.apply(msgspec.structs.replace(row, version=row.version + 1, desired="stopped"))
+            agent.reconciler.apply(started)
+            await asyncio.to_thread(
+                plane.wait,
+                lambda: (
+                    "running"
+                    in [each["status"] for each in plane.instances("d_1") if each["name"] != before["name"]]
+                ),
+            )
+            return before["name"], started.version
+
+    before, started = run(scenario())
+    later = [report for report in plane.reports if report["applied"] >= started]
+    assert later
+    for report in later:
+        for instance in report["instances"]:
+            assert (instance["name"], instance["status"]) != (before, "running")
+
+
 def test_snapshot_with_other_octets_than_its_digest_says_is_refused(plane, in_process, tmp_path, root):
     image = plane.snapshot(tmp_path / "app", {"app.py": programs.SERVER})
     digest = image.rpartition(":")[2]
@@ -402,7 +433,7 @@ def test_wrong_token_and_silence_are_told_apart_from_refusals(plane):
         control = control_for(plane)
         control._client.headers["Authorization"] = "Bearer wrong"
         with pytest.raises(Unreachable, match="401"):
-            await control.report("d_1", [])
+            await control.report("d_1", [], 0)
         control._client.headers["Authorization"] = "Bearer test-agent-token"
         with pytest.raises(Refused, match="404"):
             await control.snapshot("0" * 64, Path("/nonexistent/x"))
@@ -410,7 +441,7 @@ def test_wrong_token_and_silence_are_told_apart_from_refusals(plane):
         plane.close()
         control = control_for(plane)
         with pytest.raises(Unreachable):
-            await control.report("d_1", [])
+            await control.report("d_1", [], 0)
         with pytest.raises(Unreachable):
             async with control.watch(0):
                 pass

@@ -55,6 +55,7 @@ class InstancesReport(msgspec.Struct):
     """All instances of a deployment in a region; those that are not listed are gone.
 
     An agent names each of its runs anew and counts the reports of one: late ones are told by that.
+    `applied` is the version of the topology that the instances follow; agents of earlier releases lack it.
     """
 
     agent: Name
@@ -63,6 +64,7 @@ class InstancesReport(msgspec.Struct):
     instances: list[InstanceState]
     run: Annotated[str, msgspec.Meta(max_length=64)] = ""
     number: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    applied: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
 
 
 class AppliedRequest(msgspec.Struct):
@@ -187,6 +189,7 @@ def report_instances(request: HttpRequest) -> HttpResponseBase:
         body.agent,
         run=body.run,
         number=body.number,
+        applied=body.applied,
     )
     return JsonResponse({"version": version})
 

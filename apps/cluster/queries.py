@@ -1,7 +1,7 @@
 """Reads for satellites and for those who wait for them: heads, topologies, live agents and edges."""
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db.models import Exists, OuterRef, Q, QuerySet
@@ -22,6 +22,12 @@ def live_edges() -> QuerySet[Edge]:
 def live_agents() -> QuerySet[Agent]:
     """Return the agents that were heard of within the last ten seconds."""
     return Agent.objects.filter(last_seen_at__gte=clock.now() - LIVE_WITHIN)
+
+
+def last_heard(region_id: str) -> datetime | None:
+    """Return when an agent of a region was heard of last; None: never."""
+    rows = Agent.objects.filter(region_id=region_id).order_by("-last_seen_at")
+    return rows.values_list("last_seen_at", flat=True).first()
 
 
 def edges_applied(stream: str, version: int) -> bool:

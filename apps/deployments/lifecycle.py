@@ -246,9 +246,13 @@ def awake(deployment: Deployment) -> None:
     answer(deployment)
 
 
-def answer(deployment: Deployment) -> None:
-    """Let edges hold no requests of a deployment back any more: it is awake."""
-    routing.set_sentinel_state(deployment.id, Sentinel.State.RUNNING)
+def answer(deployment: Deployment) -> int:
+    """Let edges hold no requests of a deployment back any more: it is awake.
+
+    Returns:
+        The version of the stream `sentinels` at which they know.
+    """
+    return routing.set_sentinel_state(deployment.id, Sentinel.State.RUNNING)
 
 
 def put_back(deployment: Deployment, *, asleep: bool) -> None:

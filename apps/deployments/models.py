@@ -136,6 +136,11 @@ class Topology(Versioned):
         max_length=64, blank=True, editable=False, help_text="run of the agent that reported last"
     )
     report = models.BigIntegerField(default=0, editable=False, help_text="number of its last report")
+    applied = models.BigIntegerField(
+        null=True,
+        editable=False,
+        help_text="version of this row that the instances followed which were reported last; empty: unsaid",
+    )
 
     class Meta:
         verbose_name_plural = "topologies"

@@ -8,12 +8,12 @@ from django.db.models import Count, Q, Sum
 
 from apps.builds import slots
 from apps.cluster.models import Agent
-from apps.cluster.queries import live_agents
+from apps.cluster.queries import LIVE_WITHIN, last_heard, live_agents
 from apps.deployments.models import Deployment, DeploymentStep, Instance, Topology
 from apps.projects.models import App
 from apps.workflows.engine import WorkflowRun
 from apps.workflows.models import ACTIVE
-from unkey import errors
+from unkey import clock, errors
 
 Status = Deployment.Status
 ENDED_BADLY = (Status.FAILED, Status.SKIPPED, Status.STOPPED, Status.SUPERSEDED, Status.CANCELLED)
@@ -43,12 +43,14 @@ class Readiness:
         healthy: names of those with as many running instances as they need at least.
         failed: what the last failed instance said, by name of each region where all have failed.
         waiting: what instances that neither run nor have failed said last.
+        silent: of the regions that are neither, those without a live agent, and when one was heard of last.
     """
 
     regions: int
     healthy: tuple[str, ...]
     failed: dict[str, str]
     waiting: tuple[str, ...]
+    silent: dict[str, datetime | None]
 
     @property
     def required(self) -> int:
@@ -65,12 +67,22 @@ class Readiness:
         """Whether so many regions have failed that the others cannot be enough."""
         return self.regions - len(self.failed) < self.required
 
+    @property
+    def gone(self) -> str:
+        """Sentences that name the regions whose agents are gone, and say what to do; empty: there are none."""
+        return " ".join(_silence(region, last) for region, last in sorted(self.silent.items()))
+
 
 def readiness(deployment_id: str) -> Readiness:
-    """Return how far a deployment's regions are, from the agents' last reports."""
+    """Return how far a deployment's regions are, from the agents' last reports.
+
+    A report from before the last change of what should run there does not count: what it calls running
+    may be on its way to its end.
+    """
     healthy: list[str] = []
     failed: dict[str, str] = {}
     waiting: list[str] = []
+    silent: dict[str, datetime | None] = {}
     rows = Topology.objects.filter(deployment_id=deployment_id)
     topologies = list(rows.select_related("region").order_by("region__name"))
     instances: dict[str, list[Instance]] = {}
@@ -80,13 +92,36 @@ def readiness(deployment_id: str) -> Readiness:
     for topology in topologies:
         here = instances.get(topology.region_id, [])
         states = [instance.status for instance in here]
+        if topology.applied is not None and topology.applied < topology.version:
+            here, states = [], []
         if states.count(Instance.Status.RUNNING) >= topology.replicas_min:
             healthy.append(topology.region.name)
         elif here and all(state == Instance.Status.FAILED for state in states):
             failed[topology.region.name] = here[-1].message
         else:
             waiting.extend(instance.message for instance in here if instance.message)
-    return Readiness(len(topologies), tuple(healthy), failed, tuple(waiting))
+            heard = last_heard(topology.region_id)
+            if heard is None or heard < clock.now() - LIVE_WITHIN:
+                silent[topology.region.name] = heard
+    return Readiness(len(topologies), tuple(healthy), failed, tuple(waiting), silent)
+
+
+def _silence(region: str, last: datetime | None) -> str:
+    since = (clock.now() - last).total_seconds() if last is not None else 0.0
+    said = f"for {_span(since)}" if last is not None else "yet"
+    return (
+        f"No agent has reported from region {region} {said}: have its agent started again, or take the region "
+        "out of the environment's regions and deploy again."
+    )
+
+
+def _span(seconds: float) -> str:
+    """Say how long that is, in its largest whole unit."""
+    for unit, length in (("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return f"{int(seconds)} seconds"
 
 
 def find(deployment_id: str) -> Deployment:
@@ -157,12 +192,14 @@ def newest(
 
 
 def steps(of: Deployment) -> list[DeploymentStep]:
-    """Return a deployment's steps in the order in which they began; one that waits says for how many."""
+    """Return a deployment's steps in the order in which they began; one that waits says for what."""
     rows = list(DeploymentStep.objects.filter(deployment=of))
     for row in rows:
         if row.step == "queued" and row.ended_at is None:
             place = slots.places([of.id]).get(of.id)
             row.message = slots.describe(place) if place is not None else row.message
+        if row.step == "deploying" and row.ended_at is None:
+            row.message = readiness(of.id).gone or row.message
     return rows
 
 

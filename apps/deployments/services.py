@@ -325,6 +325,7 @@ def report_instances(
     *,
     run: str = "",
     number: int = 0,
+    applied: int | None = None,
 ) -> int:
     """Take an agent's complete list of a deployment's instances in its region.
 
@@ -339,6 +340,7 @@ def report_instances(
         agent_id: who says so.
         run: which run of that agent.
         number: counts the run's reports; 0: not counted.
+        applied: version of the topology that the instances follow; None: the agent does not say.
 
     Returns:
         The version of the stream `instances` from which on edges know of all this.
@@ -356,7 +358,8 @@ def report_instances(
     reports = {report["name"]: report for report in told}
     with transaction.atomic():
         topologies = Topology.objects.filter(deployment_id=deployment_id, region=place)
-        if not topologies.exists():
+        topology = topologies.first()
+        if topology is None:
             raise errors.DeploymentNotFound(
                 f"Deployment {deployment_id} is not meant to run in {region}, yet agent {agent_id} reports it."
             )
@@ -367,7 +370,9 @@ def report_instances(
             if topologies.filter(reporter=run, report__gte=number).exists():
                 return max((row.version for row in known.values()), default=0)
             topologies.update(reporter=run, report=number)
-        changed = False
+        changed = topology.applied != applied
+        if changed:
+            topologies.update(applied=applied)
         for name in sorted(reports):
             report = reports[name]
             row = known.get(name) or Instance(deployment=deployment, region=place, name=name, status="")

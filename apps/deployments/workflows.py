@@ -469,22 +469,48 @@ class Promote(Workflow):
 
 
 @step
-def wait_until_awake(run: Run) -> "JSON | Wait":
-    """Wait until a deployment that was started again is healthy."""
+def wait_until_healthy(run: Run) -> "JSON | Wait":
+    """Wait until a deployment that was started again is healthy, and let edges send requests to it."""
     deployment = _deployment(run)
+    awaited = _until_healthy(run, deployment)
+    if awaited is not None:
+        return awaited
+    return {"version": lifecycle.answer(deployment)}
+
+
+@step
+def wait_until_edges_know(run: Run) -> "JSON | Wait":
+    """Wait until every live edge knows that it is awake: who was told that it is ready may ask any of them."""
+    if edges_applied("sentinels", run.results["wait_until_healthy"]["version"]):
+        return {"confirmed": True}
+    return {"confirmed": False} if run.wait_expired else _until_edges_apply()
+
+
+def _until_healthy(run: Run, deployment: Deployment) -> Wait | None:
+    """Return what to wait for until a deployment that wakes is healthy; None: it is."""
     if deployment.status != Status.DEPLOYING:
         raise Terminal(deployment.status, f"The deployment has been {deployment.status} meanwhile.")
     found = queries.readiness(deployment.id)
     if found.ready:
+        return None
+    if found.hopeless or run.wait_expired:
+        raise Terminal("deployment_not_ready", _why(found, []))
+    return _until_instances_change(deployment)
+
+
+@step
+def wait_until_awake(run: Run) -> "JSON | Wait":
+    """Mark a deployment as ready that was started again; one that has fallen over meanwhile is waited for."""
+    deployment = _deployment(run)
+    awaited = _until_healthy(run, deployment)
+    if awaited is None:
         lifecycle.awake(deployment)
         live = deployment.app.current_deployment_id == deployment.id  # its workspace was resumed
         if gates.is_production(deployment) and not live:  # a request woke it
             standby = timedelta(seconds=env.STANDBY_AFTER_SECONDS)
             desired_state.schedule_standby(deployment, standby, cause=desired_state.WOKEN)
-        return {"healthy": list(found.healthy)}
-    if found.hopeless or run.wait_expired:
-        raise Terminal("deployment_not_ready", _why(found, []))
-    return _until_instances_change(deployment)
+        return None
+    return awaited
 
 
 def let_sleep(run: Run, code: str, message: str) -> JSON:
@@ -500,7 +526,7 @@ class Wake(Workflow):
     key = "project_id"
     key_space = PROJECT
     exclusive = False
-    steps = (wait_until_awake,)
+    steps = (wait_until_healthy, wait_until_edges_know, wait_until_awake)
     on_failure = let_sleep
 
 
@@ -575,6 +601,8 @@ def _why(found: queries.Readiness, last_lines: list[str]) -> str:
         )
         if found.waiting:
             sentence += f" {found.waiting[-1]}"
+    if found.gone:
+        sentence += f" {found.gone}"
     missing = [line for line in last_lines if line not in sentence]
     return "\n".join([sentence, *missing])
 

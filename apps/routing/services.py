@@ -130,15 +130,21 @@ def write_sentinel(deployment: Deployment) -> Sentinel | None:
     return sentinel
 
 
-def set_sentinel_state(deployment_id: str, desired_state: str) -> None:
-    """Tell the edges whether a deployment should answer at all."""
+def set_sentinel_state(deployment_id: str, desired_state: str) -> int:
+    """Tell the edges whether a deployment should answer at all.
+
+    Returns:
+        The version of the stream `sentinels` at which they know; 0 where it has no row there.
+    """
     with transaction.atomic():
         sentinel = Sentinel.objects.select_for_update().filter(deployment_id=deployment_id).first()
-        if sentinel is None or sentinel.desired_state == desired_state:
-            return
-        sentinel.desired_state = desired_state
-        versions.stamp(sentinel)
-        sentinel.save(update_fields=["desired_state", "version"])
+        if sentinel is None:
+            return 0
+        if sentinel.desired_state != desired_state:
+            sentinel.desired_state = desired_state
+            versions.stamp(sentinel)
+            sentinel.save(update_fields=["desired_state", "version"])
+        return sentinel.version
 
 
 def _claim(deployment: Deployment, domain: Domain) -> FrontlineRoute | None:

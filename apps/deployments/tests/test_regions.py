@@ -1,16 +1,20 @@
 """Where a deployment runs, how many instances of it, and when that is enough."""
 
+from datetime import timedelta
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from apps.cluster.models import Region
+from apps.cluster.services import agent_heartbeat
 from apps.deployments import services
 from apps.deployments.capacity import replicas
 from apps.deployments.models import Topology
 from apps.deployments.tests.conftest import Platform
 from apps.projects.models import EnvironmentRegion
 from apps.workflows.sweeper import drain
+from unkey import clock
 from unkey.env import env
 
 pytestmark = pytest.mark.django_db
@@ -124,4 +128,36 @@ def test_a_region_that_is_closed_meanwhile_is_left_out(platform: Platform) -> No
     assert (error["code"], error["message"]) == (
         "no_schedulable_regions",
         "No regions configured. Please configure at least one region before deploying.",
+    )
+
+
+def test_a_region_whose_agent_is_gone_is_named_while_it_is_waited_for_and_in_the_end(
+    platform: Platform,
+) -> None:
+    settings(platform, **{env.REGION: (1, 1), "far": (1, 1), "fra": (1, 1)})
+    for region in (env.REGION, "fra"):
+        agent_heartbeat(f"agent-{region}", region=region, url="", applied={})
+    made = platform.create()
+    drain()
+
+    def waits() -> str:
+        steps = platform.tenant("deployments.listSteps", {"deploymentId": made})["steps"]
+        return str(steps[-1].get("message", ""))
+
+    do = "have its agent started again, or take the region out of the environment's regions and deploy again."
+    assert waits() == f"No agent has reported from region far yet: {do}"
+    agent_heartbeat("agent-far", region="far", url="", applied={})
+    assert waits() == ""
+    with clock.shifted(timedelta(seconds=125)):
+        for region in (env.REGION, "far"):
+            agent_heartbeat(f"agent-{region}", region=region, url="", applied={})
+        assert waits() == f"No agent has reported from region fra for 2 minutes: {do}"
+    run(made, env.REGION, 1)
+    with clock.shifted(timedelta(seconds=env.DEPLOY_HEALTH_DEADLINE_SECONDS + 1)):
+        agent_heartbeat("agent-far", region="far", url="", applied={})
+        drain()
+        error = platform.get(made)["error"]
+    assert error["message"] == (
+        "Not enough regions became healthy within 900 s: 1 of 2 required. "
+        f"No agent has reported from region fra for 15 minutes: {do}"
     )

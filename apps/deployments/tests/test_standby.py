@@ -182,6 +182,74 @@ def test_nothing_is_stopped_that_an_edge_may_still_send_requests_to(platform: Pl
     assert state(deployment)[1] == "stopped"
 
 
+# ----- starting by hand
+
+
+def test_a_started_deployment_is_ready_once_every_edge_knows(platform: Platform, edge: Edge) -> None:
+    preview = platform.deploy("preview")
+    platform.tenant("deployments.stopDeployment", {"deploymentId": preview})
+    platform.report_none(preview)
+    platform.tenant("deployments.startDeployment", {"deploymentId": preview})
+    platform.finish(preview)
+    assert state(preview) == ("deploying", "running", "running")
+    assert platform.tenant("deployments.getLastRequest", {"deploymentId": preview})["status"] == "pending"
+    beat(edge, applied={"sentinels": Sentinel.objects.get(pk=preview).version})
+    with clock.shifted(SECOND):
+        drain()
+    assert state(preview) == ("ready", "running", "running")
+    assert platform.tenant("deployments.getLastRequest", {"deploymentId": preview})["status"] == "done"
+
+
+def test_an_edge_that_does_not_answer_delays_a_start_for_a_minute(platform: Platform, edge: Edge) -> None:
+    preview = platform.deploy("preview")
+    platform.tenant("deployments.stopDeployment", {"deploymentId": preview})
+    platform.report_none(preview)
+    platform.tenant("deployments.startDeployment", {"deploymentId": preview})
+    platform.finish(preview)
+    with clock.shifted(MINUTE + SECOND):
+        beat(edge)
+        drain()
+    assert state(preview)[0] == "ready"
+
+
+def test_what_an_agent_said_before_it_knew_of_a_start_does_not_count(platform: Platform) -> None:
+    def report(status: str, applied: int, number: int) -> None:
+        body = {
+            "agent": "agent-1",
+            "region": env.REGION,
+            "deploymentId": preview,
+            "instances": [{"name": f"i-{number}", "address": "127.0.0.1:1", "status": status}],
+            "run": "one",
+            "number": number,
+            "applied": applied,
+        }
+        answer = platform.tenant.client.post(
+            "/internal/instances/report",
+            body,
+            content_type="application/json",
+            headers={"Authorization": f"Bearer {env.secret('AGENT_TOKEN')}"},
+        )
+        assert answer.status_code == 200
+
+    def version() -> int:
+        return Topology.objects.get(deployment_id=preview).version
+
+    preview = platform.deploy("preview")
+    report("running", version(), 1)
+    platform.tenant("deployments.stopDeployment", {"deploymentId": preview})
+    stopped = version()
+    platform.tenant("deployments.startDeployment", {"deploymentId": preview})
+    report("running", stopped, 2)  # it is about to be drained
+    drain()
+    assert state(preview)[0] == "deploying"
+    report("draining", version(), 3)
+    drain()
+    assert state(preview)[0] == "deploying"
+    report("running", version(), 4)
+    drain()
+    assert state(preview)[0] == "ready"
+
+
 # ----- previews that nobody uses
 
 

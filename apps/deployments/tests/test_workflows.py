@@ -133,6 +133,7 @@ def test_a_program_that_never_listens_fails_at_the_deadline(platform: Platform) 
     assert platform.get(made)["status"] == "deploying"
 
     with clock.shifted(timedelta(seconds=env.DEPLOY_HEALTH_DEADLINE_SECONDS + 1)):
+        agent_heartbeat("agent-1", region=env.REGION, url="", applied={})
         drain()
         shown = platform.get(made)
     assert shown["status"] == "failed"
