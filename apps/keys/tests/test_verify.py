@@ -190,7 +190,12 @@ def test_a_key_of_another_key_space_than_those_asked_for_is_not_found_and_spends
 ) -> None:
     made = make_key(credits={"remaining": 5})
     space = tenant("keys.verifyKey", {"key": made["key"]})["keyspaceId"]
-    for keyspaces, valid in (([space], True), (["ks_other", space], True), (["ks_other"], False), ([], False)):
+    for keyspaces, valid in (
+        ([space], True),
+        (["ks_other", space], True),
+        (["ks_other"], False),
+        ([], False),
+    ):
         answer = tenant("keys.verifyKey", {"key": made["key"], "keyspaces": keyspaces})
         assert answer["valid"] is valid
         if not valid:
