@@ -20,6 +20,8 @@ from edge.store.records import (
     Identity,
     Instance,
     KeyRecord,
+    Namespace,
+    Override,
     Record,
     Role,
     RootKey,
@@ -40,6 +42,8 @@ _TYPES: tuple[Any, ...] = (
     RootKey,
     Api,
     Role,
+    Namespace,
+    Override,
     Identity,
     KeyRecord,
 )

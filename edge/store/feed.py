@@ -21,6 +21,10 @@ from apps.keys.models import Identity as IdentityRow
 from apps.keys.models import Key as KeyRow
 from apps.keys.models import Ratelimit as RatelimitRow
 from apps.keys.models import Role as RoleRow
+from apps.ratelimits.models import Namespace as NamespaceRow
+from apps.ratelimits.models import Override as OverrideRow
+from apps.ratelimits.queries import find_namespaces
+from apps.ratelimits.services import ensure_namespace
 from apps.routing.models import FrontlineRoute
 from apps.routing.models import Sentinel as SentinelRow
 from apps.workspaces.models import RootKey as RootKeyRow
@@ -31,6 +35,8 @@ from edge.store.records import (
     Identity,
     Instance,
     KeyRecord,
+    Namespace,
+    Override,
     Ratelimit,
     Record,
     Role,
@@ -41,7 +47,7 @@ from edge.store.records import (
     Workspace,
 )
 from unkey import VERSION, clock
-from unkey.tenancy import unscoped
+from unkey.tenancy import unscoped, workspace_scope
 
 log = structlog.get_logger("edge.store")
 
@@ -237,6 +243,30 @@ def _role(row: _Row, linked: dict[str, Any]) -> Role:
     )
 
 
+def _namespace(row: _Row, _: dict[str, Any]) -> Namespace:
+    return Namespace(
+        id=row["pk"],
+        workspace_id=row["workspace_id"],
+        name=row["name"],
+        version=row["version"],
+        deleted=row["deleted_at"] is not None,
+    )
+
+
+def _override(row: _Row, _: dict[str, Any]) -> Override:
+    return Override(
+        id=row["pk"],
+        workspace_id=row["workspace_id"],
+        namespace_id=row["namespace_id"],
+        identifier=row["identifier"],
+        limit=row["limit"],
+        duration=row["duration_ms"],
+        made_at=clock.to_ms(row["created_at"]),
+        version=row["version"],
+        deleted=row["deleted_at"] is not None,
+    )
+
+
 def _key(row: _Row, linked: dict[str, Any]) -> KeyRecord:
     return KeyRecord(
         id=row["pk"],
@@ -328,6 +358,13 @@ IDENTITIES = Table(
     sharded=True,
 )
 ROLES = Table(RoleRow, _same("workspace_id", "name"), _role, links=_role_links, sharded=True)
+NAMESPACES = Table(NamespaceRow, _same("workspace_id", "name", "deleted_at"), _namespace, sharded=True)
+OVERRIDES = Table(
+    OverrideRow,
+    _same("workspace_id", "namespace_id", "identifier", "limit", "duration_ms", "created_at", "deleted_at"),
+    _override,
+    sharded=True,
+)
 KEYS = Table(
     KeyRow,
     _same(
@@ -356,7 +393,7 @@ _BY_STREAM = {
     "sentinels": (SENTINELS,),
     "instances": (INSTANCES,),
     "certificates": (CERTIFICATES,),
-    "keys": (WORKSPACES, ROOT_KEYS, APIS, ROLES, IDENTITIES, KEYS),
+    "keys": (WORKSPACES, ROOT_KEYS, APIS, ROLES, NAMESPACES, OVERRIDES, IDENTITIES, KEYS),
 }
 
 
@@ -471,6 +508,25 @@ def by_hash(keys: list[str], root_keys: list[str], rejected: Callable[[str], Non
             if ids:
                 records.extend(table.records(list(table.rows().filter(pk__in=ids)), rejected))
     return [*records, *roots, *held]
+
+
+def namespace(workspace_id: str, name: str, creator: Any, rejected: Callable[[str], None]) -> list[Record]:
+    """Read a namespace by its id or name, with its overrides; empty if there is none.
+
+    Args:
+        creator: as whom (an `Actor`) a missing one is made; None: it is not.
+    """
+    with workspace_scope(workspace_id):
+        found = find_namespaces([name]).get(name)
+        if found is None and creator is not None:
+            found = ensure_namespace(workspace_id, name, actor=creator)
+    if found is None:
+        return []
+    overrides = OVERRIDES.rows().filter(namespace_id=found.pk)
+    return [
+        *NAMESPACES.records(list(NAMESPACES.rows().filter(pk=found.pk)), rejected),
+        *OVERRIDES.records(list(overrides), rejected),
+    ]
 
 
 def beat(edge_id: str, region: str, role: str, applied: dict[str, int], started_at: Any) -> None:

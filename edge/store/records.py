@@ -186,6 +186,35 @@ class KeyRecord(Struct, frozen=True):
     deleted: bool = False
 
 
+class Namespace(Struct, frozen=True):
+    """What identifiers of standalone rate limits are counted in; stream `keys:<shard>`."""
+
+    id: str
+    workspace_id: str
+    name: str
+    version: int
+    deleted: bool = False
+
+
+class Override(Struct, frozen=True):
+    """Another limit for one identifier of a namespace, or for all that match a pattern with `*`.
+
+    Args:
+        limit: most cost in `duration` milliseconds; 0 denies everything that costs.
+        made_at: of several patterns that match, the one that was made first counts.
+    """
+
+    id: str
+    workspace_id: str
+    namespace_id: str
+    identifier: str
+    limit: int
+    duration: int
+    made_at: int
+    version: int
+    deleted: bool = False
+
+
 class Absence(Enum):
     """Why a look-up in memory found no record."""
 
@@ -205,4 +234,6 @@ Record = (
     | Identity
     | Role
     | KeyRecord
+    | Namespace
+    | Override
 )

@@ -15,6 +15,8 @@ from edge.store.records import (
     Identity,
     Instance,
     KeyRecord,
+    Namespace,
+    Override,
     Record,
     Role,
     RootKey,
@@ -22,6 +24,7 @@ from edge.store.records import (
     Sentinel,
     Workspace,
 )
+from edge.verify.namespaces import Space
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -93,6 +96,9 @@ class State:
         self.keys: Table[KeyRecord] = Table(key_capacity)
         self.hash_of: dict[str, str] = {}
         # A hash may be of no key and yet of a root key.
+        self.spaces: dict[str, Space] = {}
+        self.space_names: dict[tuple[str, str], Space] = {}
+        self.absent_namespaces: Lru[tuple[str, str], float] = Lru(absent_capacity)
         self.absent_keys: Lru[str, float] = Lru(absent_capacity)
         self.absent_root_keys: Lru[str, float] = Lru(absent_capacity)
         self.applied: dict[str, int] = {}
@@ -120,6 +126,16 @@ class State:
             return Absence.UNKNOWN if record.deleted else record
         return _absence(self.absent_root_keys, digest, now)
 
+    def namespace(self, workspace_id: str, name: str, now: float) -> Space | Absence:
+        """Return a namespace by its id or its name, deleted ones too; an id goes first."""
+        found = self.spaces.get(name)
+        if found is None or found.record is None or found.record.workspace_id != workspace_id:
+            found = self.space_names.get((workspace_id, name))
+        if found is not None:
+            return found
+        lapses = self.absent_namespaces.peek((workspace_id, name))
+        return Absence.UNKNOWN if lapses is not None and lapses > now else Absence.NOT_LOADED
+
     def tables(self) -> list[list[Record]]:
         """Return every record that a snapshot keeps, by type; keys after what they refer to."""
         tables: tuple[Iterable[Record], ...] = (
@@ -130,6 +146,8 @@ class State:
             self.root_keys.values(),
             self.apis.values(),
             self.roles.values(),
+            (space.record for space in self.spaces.values() if space.record is not None),
+            (override for space in self.spaces.values() for override in space.overrides),
             self.identities.values(),
             self.keys.values(),
         )
@@ -157,6 +175,14 @@ class State:
         for table in (self.root_keys, self.apis, self.roles):
             for name in [name for name, one in table.items() if mine(one.workspace_id)]:
                 del table[name]
+        for namespace_id, space in list(self.spaces.items()):
+            owners = [one.workspace_id for one in (space.record, *space.overrides) if one is not None]
+            if mine(owners[0]):
+                # Who still holds it must see that it is not the one that is known any more.
+                space.generation += 1
+                del self.spaces[namespace_id]
+        for owner, called in [name for name in self.space_names if mine(name[0])]:
+            del self.space_names[owner, called]
         for identity in [one for one in self.identities.values() if mine(one.workspace_id)]:
             self.identities.pop(identity.id)
         for key in [one for one in self.keys.values() if mine(one.workspace_id)]:
@@ -205,6 +231,21 @@ class State:
     def _apply_role(self, record: Role) -> bool:
         return _newer(self.roles, record.id, record)
 
+    def _apply_namespace(self, record: Namespace) -> bool:
+        space = self.spaces.setdefault(record.id, Space())
+        before = space.record
+        if not space.rename(record):
+            return False
+        if before is not None and self.space_names.get((before.workspace_id, before.name)) is space:
+            del self.space_names[before.workspace_id, before.name]
+        self.space_names[record.workspace_id, record.name] = space
+        self.absent_namespaces.pop((record.workspace_id, record.name))
+        self.absent_namespaces.pop((record.workspace_id, record.id))
+        return True
+
+    def _apply_override(self, record: Override) -> bool:
+        return self.spaces.setdefault(record.namespace_id, Space()).apply(record)
+
     def _apply_identity(self, record: Identity) -> bool:
         known = self.identities.peek(record.id)
         if known is not None and known.version >= record.version:
@@ -235,6 +276,8 @@ class State:
         RootKey: _apply_root_key,
         Api: _apply_api,
         Role: _apply_role,
+        Namespace: _apply_namespace,
+        Override: _apply_override,
         Identity: _apply_identity,
         KeyRecord: _apply_key,
     }

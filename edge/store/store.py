@@ -48,6 +48,8 @@ from unkey.errors import Fault, ServiceUnavailable
 
 if TYPE_CHECKING:
     from apps.keys.credits import Grant
+    from edge.verify.namespaces import Space
+    from unkey.actors import Actor
 
 log = structlog.get_logger("edge.store")
 
@@ -60,6 +62,7 @@ REPORT_SECONDS = 1.0
 USE_SECONDS = 30.0
 TICK_SECONDS = 30.0
 _LONGEST_PAUSE = 1.0
+_OPENING_MOST = 200
 _AFTER_FAULT_SECONDS = 0.1
 _LONGEST_AFTER_FAULT = 5.0
 _PAGE_SECONDS = 30
@@ -120,6 +123,7 @@ class Store:
         self._cluster = Database(_configure)
         # Neither does who looks unknown keys up.
         self._lookups = Database(_configure)
+        self._opening: dict[tuple[str, str, bool], asyncio.Task[None]] = {}
         self._moved = asyncio.Event()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edge-snapshot")
         self._tasks: list[asyncio.Task[None]] = []
@@ -253,6 +257,52 @@ class Store:
         if found is Absence.NOT_LOADED:
             raise _left_again()
         return found if isinstance(found, RootKey) else None
+
+    def namespace(self, workspace_id: str, name: str) -> "Space | Absence":
+        """Return a namespace of rate limits by its id or name, deleted ones too, or why it is not in memory."""
+        return self._state.namespace(workspace_id, name, time.monotonic())
+
+    async def fetch_namespace(
+        self, workspace_id: str, name: str, creator: "Actor | None" = None
+    ) -> "Space | None":
+        """Read a never-seen namespace from the database; concurrent callers share one read.
+
+        Args:
+            creator: as whom one that is missing is made; None: it is not.
+
+        Raises:
+            ServiceUnavailable: the database does not answer, or too many namespaces are being looked up.
+        """
+        asked = (workspace_id, name, creator is not None)
+        task = self._opening.get(asked)
+        if task is None:
+            if len(self._opening) >= _OPENING_MOST:
+                raise ServiceUnavailable("Too many namespaces are being looked up. Please try again.")
+            work = self._open_namespace(workspace_id, name, creator)
+            task = self._opening[asked] = asyncio.get_running_loop().create_task(work)
+            task.add_done_callback(lambda _: self._opening.pop(asked, None))
+        try:
+            await asyncio.shield(task)
+        except DatabaseGone as error:
+            self.counters["fetches_failed"] += 1
+            raise ServiceUnavailable(
+                "This namespace is not known here yet and the database does not answer."
+            ) from error
+        found = self.namespace(workspace_id, name)
+        return None if isinstance(found, Absence) else found
+
+    async def _open_namespace(self, workspace_id: str, name: str, creator: "Actor | None") -> None:
+        self.counters["fetches"] += 1
+        # What is made waits for other writers, as what is told to the cluster does.
+        database = self._lookups if creator is None else self._cluster
+        work = partial(_feed_call, "namespace", workspace_id, name, creator, self._rejected)
+        loop = asyncio.get_running_loop()
+        records = await loop.run_in_executor(database.executor, database.call, work)
+        if records:
+            self._take("keys", records)
+            self._dirty.set()
+        else:
+            self._state.absent_namespaces.put((workspace_id, name), time.monotonic() + ABSENT_SECONDS)
 
     # Credits
 

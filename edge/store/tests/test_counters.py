@@ -153,8 +153,10 @@ def test_processes_at_once_admit_at_most_one_more_each_than_one_would(tmp_path):
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)
     ]
     for process in processes:
+        assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
     for process in processes:
+        assert process.stdin is not None
         process.stdin.write("go\n")
         process.stdin.flush()
     admitted = sum(int(process.communicate()[0]) for process in processes)

@@ -156,7 +156,7 @@ def test_rows_of_other_shards_beyond_the_head_are_not_read(owner, django_assert_
             RootKey(workspace=owner.workspace, hash=f"hash-{number}", version=head + 1 + number)
             for number in range(3 * feed.PAGE)
         )
-    with django_assert_max_num_queries(6):
+    with django_assert_max_num_queries(8):
         assert read(stream, head, head) == []
 
 
