@@ -7,9 +7,12 @@ from django.db import transaction
 
 from apps.audit import services as audit
 from apps.cluster import versions
-from apps.quota.models import Limits
+from apps.quota.models import Limits, Usage
+from apps.workspaces.models import Workspace
 from unkey import clock
 from unkey.actors import Actor
+
+_BATCH = 500
 
 
 def set_limits(workspace_id: str, changes: Mapping[str, int | None], *, actor: Actor) -> Limits:
@@ -34,3 +37,36 @@ def set_limits(workspace_id: str, changes: Mapping[str, int | None], *, actor: A
             "workspace.update", actor=actor, workspace_id=row.workspace_id, targets=[row.workspace], meta=meta
         )
     return row
+
+
+def write_usage(period: str, totals: Mapping[str, tuple[int, int]]) -> int:
+    """Write what workspaces have used of a month so far; return how many rows have changed.
+
+    Totals only grow: an earlier, larger one stays, so that writing again, late or out of order is safe.
+
+    Args:
+        period: `YYYY-MM`, in UTC.
+        totals: workspace to verifications and rate limits.
+    """
+    changed = 0
+    ids = sorted(totals)
+    for start in range(0, len(ids), _BATCH):
+        with transaction.atomic():
+            batch = list(
+                Workspace.objects.filter(pk__in=ids[start : start + _BATCH]).values_list("pk", flat=True)
+            )
+            Usage.objects.bulk_create(
+                [Usage(workspace_id=pk, period=period) for pk in batch], ignore_conflicts=True
+            )
+            rows = Usage.objects.select_for_update().filter(period=period, workspace_id__in=batch)
+            grown = []
+            for row in rows.order_by("workspace_id"):
+                verifications, ratelimits = totals[row.workspace_id]
+                if verifications > row.verifications or ratelimits > row.ratelimits:
+                    row.verifications = max(row.verifications, verifications)
+                    row.ratelimits = max(row.ratelimits, ratelimits)
+                    row.updated_at = clock.now()
+                    grown.append(row)
+            Usage.objects.bulk_update(grown, ["verifications", "ratelimits", "updated_at"])
+            changed += len(grown)
+    return changed
