@@ -136,36 +136,28 @@ def test_everything_starts_survives_kills_and_leaves_nothing_behind(up: Callable
     assert "Traceback" not in system.out.read_text()
 
 
-def test_down_stops_what_up_runs(up: Callable[..., System]) -> None:
-    system = up("--only", "web").ready()
-    processes = system.below()
-    done = manage(system.var, "down")
-    assert (done.returncode, done.stdout) == (0, "stopped\n")
-    assert system.process.wait(30) == 0
-    assert not [process for process in processes if alive(process.pid)]
-    assert manage(system.var, "down").stdout == f"nothing runs in {system.var}\n"
-
-
-def test_two_systems_run_side_by_side(tmp_path: Path, up: Callable[..., System]) -> None:
-    one = up("--only", "web").ready()
+def test_systems_run_side_by_side_down_stops_its_own_and_nothing_outlives_a_killed_up(
+    tmp_path: Path, up: Callable[..., System]
+) -> None:
+    one = up("--only", "web,worker").ready()
     two = System(tmp_path / "other", "--only", "web")
     try:
         two.ready()
         assert not set(one.ports.values()) & set(two.ports.values())
-        assert manage(two.var, "down").stdout == "stopped\n"
+        processes = two.below()
+        done = manage(two.var, "down")
+        assert (done.returncode, done.stdout) == (0, "stopped\n")
         assert two.process.wait(30) == 0
+        assert not [process for process in processes if alive(process.pid)]
+        assert manage(two.var, "down").stdout == f"nothing runs in {two.var}\n"
     finally:
         two.process.kill()
         two.process.wait()
     assert one.get("WEB_PORT", "/health/ready") == 200
-    assert one.stop() == 0
 
-
-def test_nothing_outlives_a_killed_up(up: Callable[..., System]) -> None:
-    system = up("--only", "web,worker").ready()
-    processes = system.below()
-    system.process.kill()
-    system.process.wait()
+    processes = one.below()
+    one.process.kill()
+    one.process.wait()
     until(lambda: not [process for process in processes if alive(process.pid)])
     again = up("--only", "web").ready()
     assert again.stop(signal.SIGTERM) == 0
