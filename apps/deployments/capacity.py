@@ -27,23 +27,31 @@ def lock_limits(workspace_id: str) -> Limits:
     return found or Limits(workspace_id=workspace_id)
 
 
+def reserved(workspace_id: str) -> dict[str, int]:
+    """Return what all that a workspace may run already can take at most, by the name of its setting."""
+    running = Topology.objects.filter(
+        deployment__workspace_id=workspace_id, desired_status=State.RUNNING
+    ).select_related("deployment")
+    shares = [(row.deployment.settings, row.replicas_max) for row in running]
+    return {
+        setting: sum(settings[setting] * count for settings, count in shares)
+        for setting in ("cpuMillicores", "memoryMib", "storageMib")
+    }
+
+
 def check_quota(deployment: Deployment, limits: Limits, instances: int) -> None:
     """Raise unless so many instances more fit in beside all that the workspace may run already.
 
     Raises:
         Terminal: with the first of CPU, memory and storage that is exceeded.
     """
-    running = Topology.objects.filter(
-        deployment__workspace_id=deployment.workspace_id, desired_status=State.RUNNING
-    ).select_related("deployment")
-    shares = [(row.deployment.settings, row.replicas_max) for row in running]
-    shares.append((deployment.settings, instances))
+    taken = reserved(deployment.workspace_id)
     for name, setting, limit in (
         ("CPU", "cpuMillicores", limits.cpu_millicores_max),
         ("Memory", "memoryMib", limits.memory_mib_max),
         ("Storage", "storageMib", limits.storage_mib_max),
     ):
-        if sum(settings[setting] * count for settings, count in shares) > limit:
+        if taken[setting] + deployment.settings[setting] * instances > limit:
             raise Terminal(
                 f"{name.lower()}_quota_exceeded",
                 f"We are unable to deploy this application as you have exceeded your {name} quota.",

@@ -13,8 +13,6 @@ _GITHUB = "GitHub is not connected to this installation; deploy an image or a so
 _BUILD_LOGS = "Builds leave no log of their own yet; deployments.listSteps says what they did."
 _ANALYTICS = "The analytics gateway is not served yet; verifications are kept as events."
 _RATELIMIT = "Standalone rate limits are not served yet; limits of keys and identities are."
-_ROOT_KEYS = "Root keys are managed by operators: manage.py create_root_key --help."
-_WORKSPACE = "Limits and usage are shown by the dashboard, not by the API yet."
 
 WAITING: dict[str, str] = {
     "analytics.getGatewayRequests": _ANALYTICS,
@@ -47,13 +45,6 @@ WAITING: dict[str, str] = {
     "ratelimit.listOverrides": _RATELIMIT,
     "ratelimit.multiLimit": _RATELIMIT,
     "ratelimit.setOverride": _RATELIMIT,
-    "rootKeys.createKey": _ROOT_KEYS,
-    "rootKeys.deleteKey": _ROOT_KEYS,
-    "rootKeys.listKeys": _ROOT_KEYS,
-    "rootKeys.rerollKey": _ROOT_KEYS,
-    "rootKeys.updateKey": _ROOT_KEYS,
-    "workspace.getLimits": _WORKSPACE,
-    "workspace.getUsage": _WORKSPACE,
 }
 """Operation to what it waits for, and what to do meanwhile."""
 

@@ -158,6 +158,17 @@ def _permissions(call: Recorder) -> None:
     call("permissions.deleteRole", {"role": "reader"})
 
 
+def _account(call: Recorder) -> None:
+    call("workspace.getLimits")
+    call("workspace.getUsage", {})
+    made = call("rootKeys.createKey", {"permissions": ["api.*.read_api"], "expires": 4_000_000_000_000})
+    call("rootKeys.updateKey", {"keyId": made["keyId"], "name": "ci", "enabled": False})
+    call("rootKeys.listKeys", {"limit": 1})
+    call("rootKeys.listKeys", {})
+    again = call("rootKeys.rerollKey", {"keyId": made["keyId"], "expiration": 0})
+    call("rootKeys.deleteKey", {"keyId": again["keyId"]})
+
+
 def _deployments(call: Recorder, api: str) -> None:
     call("projects.createProject", {"name": "Shop", "slug": "shop"})
     project = {"project": "shop"}
@@ -225,6 +236,7 @@ def test_every_answer_is_read_wholly_by_the_published_models(tenant: Tenant) -> 
     api = _keys(call)
     _identities(call)
     _permissions(call)
+    _account(call)
     _deployments(call, api)
     call.refused("apis.createApi", {}, 400)
     key = call("keys.createKey", {"apiId": api})["key"]
