@@ -58,7 +58,7 @@ _PROBLEM = {"content-type": "application/problem+json"}
 # Request ids are no secrets: one draw of a generator that the system seeded, each octet to a letter.
 _randbytes = Random().randbytes  # noqa: S311
 _LETTERS = (ids.ALPHABET * 5)[:256].encode()
-_NO_HEADER = Violation(
+NO_HEADER = Violation(
     "the Authorization header is required",
     "header.Authorization",
     "Send 'Authorization: Bearer <root key>'.",
@@ -330,8 +330,8 @@ class Verifier:
         """
         started = perf_counter()
         store = self.store
-        caller = self._presented.peek(authorization)
-        if caller is None or (caller.epoch != store.epoch and not self._stands(caller)):
+        caller = self.known_caller(authorization)
+        if caller is None:
             return None
         try:
             asked = decode(body)
@@ -378,7 +378,7 @@ class Verifier:
                 ]
             )
         credits = b"" if lease is None else b',"credits":%d' % store.wallet.spend_from(lease, key, cost)
-        request_id = _request_id()
+        request_id = new_request_id()
         telemetry = self._telemetry
         if telemetry is not None:
             telemetry.record_verification(
@@ -391,6 +391,39 @@ class Verifier:
                 tags=msgspec.json.encode(tags) if tags else b"[]",
             )
         return _VALID % (request_id, subject.head, credits, limits)
+
+    def known_caller(self, authorization: bytes) -> Caller | None:
+        """Return whom a header presents, if that is known from an earlier request and still is so.
+
+        Whether its root key has expired since is left to be asked.
+        """
+        caller = self._presented.peek(authorization)
+        if caller is None or (caller.epoch != self.store.epoch and not self._stands(caller)):
+            return None
+        return caller
+
+    def caller(self, authorization: str) -> Caller | Awaitable[Caller]:
+        """Return whom a header presents; awaitable if the root key must be read.
+
+        Raises:
+            AuthenticationMalformed, RootKeyNotFound, WorkspaceDisabled, KeyDisabled, Forbidden: it may not.
+        """
+        digest = _root_digest(authorization)
+        record = self.store.root_key(digest)
+        if record is Absence.UNKNOWN:
+            raise _unknown_root_key()
+        if not isinstance(record, RootKey):
+            return self._fetched_caller(digest)
+        caller = self._caller(record)
+        if caller.requests_per_minute is None:
+            self._presented.put(authorization.encode("latin-1", "replace"), caller)
+        return caller
+
+    async def _fetched_caller(self, digest: str) -> Caller:
+        record = await self.store.fetch_root_key(digest)
+        if record is None:
+            raise _unknown_root_key()
+        return self._caller(record)
 
     def _stands(self, caller: Caller) -> bool:
         """Say whether a caller's root key and workspace still are what the store has."""
@@ -415,10 +448,10 @@ class Verifier:
         """
         told: dict[str, str] = {}
         started = perf_counter()
-        request_id = _request_id()
+        request_id = new_request_id()
         try:
             authorization = headers.get("authorization", "")
-            asked = read(body) if authorization else read(body, (_NO_HEADER,))
+            asked = read(body) if authorization else read(body, (NO_HEADER,))
             digest = _root_digest(authorization)
             root_key = self.store.root_key(digest)
             if root_key is Absence.UNKNOWN:
@@ -433,20 +466,20 @@ class Verifier:
                 return self._later(headers, found, told, request_id, started)
             prepared = self._prepared(caller, subject, asked, remote_ip)
             now = clock.now_ms()
-            self._admit(caller, now, told)
+            self.admit(caller, now, told)
             tags = _tags(asked)
             if prepared is None:
                 self._note(request_id, caller.no_key, None, tags, started)
-                return self._success(BARE_NOT_FOUND, told, request_id)
+                return self.success(BARE_NOT_FOUND, told, request_id)
             self._keep(prepared, caller, authorization, asked, remote_ip)
             verdict = self._charged(prepared.verify(self.limiter, now), asked.cost)
             facts = prepared.subject.facts
             if isinstance(verdict, Verdict):
                 self._note(request_id, facts, verdict, tags, started)
-                return self._success(render(verdict), told, request_id)
+                return self.success(render(verdict), told, request_id)
             return self._later(headers, _with(facts, tags, verdict), told, request_id, started)
         except Fault as fault:
-            return self._failure(headers, fault, told, request_id)
+            return self.failure(headers, fault, told, request_id)
 
     def _note(
         self,
@@ -490,7 +523,7 @@ class Verifier:
         held.plan = _Plan(prepared, caller, shape if known is None else known, listed)
         self._presented.put(authorization.encode("latin-1", "replace"), caller)
 
-    def _admit(self, caller: Caller, now: int, told: dict[str, str]) -> None:
+    def admit(self, caller: Caller, now: int, told: dict[str, str]) -> None:
         """Count a request against its workspace's limit, if there is one; `told` takes the headers."""
         most = caller.requests_per_minute
         if most is None:
@@ -525,7 +558,7 @@ class Verifier:
         if root_key is None:
             raise _unknown_root_key()
         caller = self._caller(root_key)
-        self._admit(caller, clock.now_ms(), told)
+        self.admit(caller, clock.now_ms(), told)
         if subject is None and asked.migration:
             subject = await self._taken_over(caller, asked)
         prepared = self._prepared(caller, subject, asked, remote_ip)
@@ -552,9 +585,9 @@ class Verifier:
         try:
             facts, tags, verdict = await verifying
         except Fault as fault:
-            return self._failure(headers, fault, told, request_id)
+            return self.failure(headers, fault, told, request_id)
         self._note(request_id, facts, verdict, tags, started)
-        return self._success(BARE_NOT_FOUND if verdict is None else render(verdict), told, request_id)
+        return self.success(BARE_NOT_FOUND if verdict is None else render(verdict), told, request_id)
 
     def _prepared(
         self, caller: Caller, subject: Subject | None, asked: VerifyBody, remote_ip: str
@@ -585,13 +618,15 @@ class Verifier:
             self._callers.put(record.hash, caller)
         return caller
 
-    def _success(self, payload: bytes, told: dict[str, str], request_id: bytes) -> Answer:
+    def success(self, payload: bytes, told: dict[str, str], request_id: bytes) -> Answer:
+        """Return the answer of a success; `payload` is its `data` as JSON."""
         content = b'{"meta":{"requestId":"%b"},"data":%b}' % (request_id, payload)
         return 200, content, {**_JSON, **told} if told else _JSON
 
-    def _failure(
+    def failure(
         self, headers: Mapping[str, str], fault: Fault, told: dict[str, str], request_id: bytes
     ) -> Answer:
+        """Return the answer of a refusal, in the form that the caller takes."""
         error: dict[str, object] = {
             "title": fault.kind.title,
             "detail": fault.detail,
@@ -638,7 +673,8 @@ def _unknown_root_key() -> Fault:
     return errors.RootKeyNotFound("The provided root key is invalid.")
 
 
-def _request_id() -> bytes:
+def new_request_id() -> bytes:
+    """Return a fresh `req_…`."""
     return b"req_" + _randbytes(ids.LENGTH).translate(_LETTERS)
 
 
