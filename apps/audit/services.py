@@ -1,13 +1,14 @@
 """Writes the audit log, in the transaction of the change it tells of."""
 
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from django.db import connection, models
 
 from apps.audit.models import AuditLog
-from unkey import ids
+from unkey import clock, ids
 from unkey.actors import Actor
 from unkey.tenancy import unscoped
 
@@ -64,6 +65,14 @@ def record(
             meta=_without_secrets(meta or {}),
             correlation_id=_correlation(workspace_id),
         )
+
+
+def state(row: models.Model, *names: str) -> dict[str, Any]:
+    """Return columns of a row as `record` takes them before and after a change; times in milliseconds."""
+    values = {name: getattr(row, name) for name in names}
+    return {
+        name: clock.to_ms(value) if isinstance(value, datetime) else value for name, value in values.items()
+    }
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

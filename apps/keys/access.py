@@ -66,6 +66,7 @@ def update_permission(
             found = Permission.objects.select_for_update().filter(pk=permission.pk).first()
             if found is None:
                 raise permission_not_found(permission.slug)
+            before = audit.state(found, "name", "slug", "description")
             changed = _changed(found, name=name, slug=slug, description=description)
             if changed:
                 found.updated_at = clock.now()
@@ -75,7 +76,8 @@ def update_permission(
                     actor=actor,
                     workspace_id=found.workspace_id,
                     targets=[found],
-                    meta=changed,
+                    before=before,
+                    after=audit.state(found, *before),
                 )
     except IntegrityError:
         raise errors.PermissionAlreadyExists(f"A permission with the slug '{slug}' already exists.") from None
@@ -150,13 +152,19 @@ def update_role(
             found = Role.objects.select_for_update().filter(pk=role.pk).first()
             if found is None:
                 raise role_not_found(role.name)
+            before = audit.state(found, "name", "description")
             changed = _changed(found, name=name, description=description)
             if changed:
                 versions.stamp(found)
                 found.updated_at = clock.now()
                 found.save()
                 audit.record(
-                    "role.update", actor=actor, workspace_id=found.workspace_id, targets=[found], meta=changed
+                    "role.update",
+                    actor=actor,
+                    workspace_id=found.workspace_id,
+                    targets=[found],
+                    before=before,
+                    after=audit.state(found, *before),
                 )
     except IntegrityError:
         raise errors.RoleAlreadyExists(f"A role with the name '{name}' already exists.") from None

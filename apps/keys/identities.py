@@ -67,6 +67,7 @@ def update_identity(
         identity = _locked(identity)
         versions.stamp(identity)
         changed: dict[str, Any] = {}
+        before = {"meta": sorted(identity.meta)}
         if meta is not UNSET:
             identity.meta = meta
             changed["meta"] = sorted(meta)
@@ -77,6 +78,8 @@ def update_identity(
             actor=actor,
             workspace_id=identity.workspace_id,
             targets=[identity],
+            before=before,
+            after={"meta": sorted(identity.meta)},
             meta=changed,
         )
         if ratelimits is not UNSET:
@@ -111,20 +114,28 @@ def _replace_limits(identity: Identity, limits: Sequence[NamedLimit], actor: Act
     present = {row.name: row for row in identity.ratelimits.all()}
     wanted = {limit.name: limit for limit in limits}
 
-    def tell(verb: str, row: Ratelimit) -> None:
+    def tell(verb: str, row: Ratelimit, before: dict[str, Any] | None, after: dict[str, Any] | None) -> None:
         audit.record(
-            f"ratelimit.{verb}", actor=actor, workspace_id=identity.workspace_id, targets=[row, identity]
+            f"ratelimit.{verb}",
+            actor=actor,
+            workspace_id=identity.workspace_id,
+            targets=[row, identity],
+            before=before,
+            after=after,
         )
+
+    def state(row: Ratelimit) -> dict[str, Any]:
+        return audit.state(row, "limit", "duration_ms", "auto_apply")
 
     for name, row in present.items():
         if name not in wanted:
-            tell("delete", row)
+            tell("delete", row, state(row), None)
             row.delete()
     for name, limit in wanted.items():
         known = present.get(name)
         row = known or Ratelimit(workspace_id=identity.workspace_id, identity=identity, name=name)
-        before = (row.limit, row.duration_ms, row.auto_apply)
+        before = None if known is None else state(row)
         row.limit, row.duration_ms, row.auto_apply = limit.limit, limit.duration_ms, limit.auto_apply
-        if known is None or before != (row.limit, row.duration_ms, row.auto_apply):
+        if before != state(row):
             row.save()
-            tell("create" if known is None else "update", row)
+            tell("create" if known is None else "update", row, before, state(row))

@@ -36,6 +36,7 @@ from unkey.partial import UNSET, Unset
 
 INT64 = 2**63 - 1
 _START_CHARACTERS = 4
+_COLUMNS = ("name", "enabled", "expires_at", "remaining", "refill_interval", "refill_amount", "refill_day")
 
 
 def create_api(workspace_id: str, name: str, *, actor: Actor) -> Api:
@@ -161,6 +162,7 @@ def update_key(
         key = _locked(key)
         versions.stamp(key)
         changed: dict[str, Any] = {}
+        before = _state(key)
         if name is not UNSET:
             key.name = name or ""
             changed["name"] = key.name
@@ -188,7 +190,15 @@ def update_key(
             changed["refill"] = refill is not None
         key.updated_at = clock.now()
         key.save()
-        audit.record("key.update", actor=actor, workspace_id=key.workspace_id, targets=[key], meta=changed)
+        audit.record(
+            "key.update",
+            actor=actor,
+            workspace_id=key.workspace_id,
+            targets=[key],
+            before=before,
+            after=_state(key),
+            meta=changed,
+        )
         if ratelimits is not UNSET:
             _replace_ratelimits(key, ratelimits)
         if permissions is not UNSET:
@@ -244,6 +254,7 @@ def update_credits(key: Key, operation: str, value: int | None, *, actor: Actor)
     with transaction.atomic():
         key = _locked(key)
         versions.stamp(key)
+        before = _state(key)
         if operation == "set":
             _renew_balance(key, value)
             if value is None:
@@ -267,6 +278,8 @@ def update_credits(key: Key, operation: str, value: int | None, *, actor: Actor)
             actor=actor,
             workspace_id=key.workspace_id,
             targets=[key],
+            before=before,
+            after=_state(key),
             meta={"credits": operation, "value": value},
         )
     return key
@@ -326,11 +339,19 @@ def reroll_key(key: Key, grace: timedelta, *, actor: Actor) -> tuple[Key, str]:
                 ciphertext=vault.encrypt(old.workspace_id, plaintext),
             )
         ends = _end_of_grace(grace)
+        before = audit.state(old, "expires_at")
         if old.expires_at is None or ends < old.expires_at:
             old.expires_at = ends
         old.updated_at = clock.now()
         old.save(update_fields=["expires_at", "updated_at", "version"])
-        audit.record("key.reroll", actor=actor, workspace_id=old.workspace_id, targets=[old, new])
+        audit.record(
+            "key.reroll",
+            actor=actor,
+            workspace_id=old.workspace_id,
+            targets=[old, new],
+            before=before,
+            after=audit.state(old, *before),
+        )
     return new, plaintext
 
 
@@ -406,6 +427,11 @@ def _locked(key: Key) -> Key:
     if found is None:
         raise key_not_found(key.pk)
     return found
+
+
+def _state(key: Key) -> dict[str, Any]:
+    """Return what the audit log tells of a key before and after a change; of its meta, the names."""
+    return {**audit.state(key, *_COLUMNS), "identity": key.identity_id, "meta": sorted(key.meta)}
 
 
 def _touched(key: Key) -> Key:

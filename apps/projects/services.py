@@ -83,10 +83,17 @@ def update_project(
     try:
         with transaction.atomic():
             row = _locked_project(project)
+            before = audit.state(row, *changes)
             _apply(row, changes)
             if changes:
                 audit.record(
-                    "project.update", actor=actor, workspace_id=row.workspace_id, targets=[row], meta=changes
+                    "project.update",
+                    actor=actor,
+                    workspace_id=row.workspace_id,
+                    targets=[row],
+                    before=before,
+                    after=audit.state(row, *changes),
+                    meta=changes,
                 )
     except IntegrityError:
         if "slug" not in changes:
@@ -161,10 +168,17 @@ def update_app(
     try:
         with transaction.atomic():
             row = _locked_app(app)
+            before = audit.state(row, *changes)
             _apply(row, changes)
             if changes:
                 audit.record(
-                    "app.update", actor=actor, workspace_id=row.workspace_id, targets=[row], meta=changes
+                    "app.update",
+                    actor=actor,
+                    workspace_id=row.workspace_id,
+                    targets=[row],
+                    before=before,
+                    after=audit.state(row, *changes),
+                    meta=changes,
                 )
     except IntegrityError:
         if "slug" not in changes:
@@ -307,6 +321,7 @@ def update_settings(
             raise errors.InvalidEnvironmentSettings(faults[0].message, violations=tuple(faults))
         if not changes and wanted is None:
             return
+        before = audit.state(row, *changes)
         _apply(row, changes)
         if wanted is not None:
             EnvironmentRegion.objects.filter(environment=row).delete()
@@ -325,6 +340,8 @@ def update_settings(
             actor=actor,
             workspace_id=row.workspace_id,
             targets=[row],
+            before=before,
+            after=audit.state(row, *changes),
             meta={"settings": sorted([*changes, *([] if wanted is None else ["regions"])])},
         )
 

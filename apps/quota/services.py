@@ -25,6 +25,7 @@ def set_limits(workspace_id: str, changes: Mapping[str, int | None], *, actor: A
     """
     with transaction.atomic():
         row = Limits.objects.select_for_update().get(pk=workspace_id)
+        before = audit.state(row, *changes)
         for name, value in changes.items():
             setattr(row, name, value)
         row.updated_at = clock.now()
@@ -34,7 +35,13 @@ def set_limits(workspace_id: str, changes: Mapping[str, int | None], *, actor: A
         row.workspace.save(update_fields=["version"])
         meta: dict[str, Any] = {"limits": dict(changes)}
         audit.record(
-            "workspace.update", actor=actor, workspace_id=row.workspace_id, targets=[row.workspace], meta=meta
+            "workspace.update",
+            actor=actor,
+            workspace_id=row.workspace_id,
+            targets=[row.workspace],
+            before=before,
+            after=audit.state(row, *changes),
+            meta=meta,
         )
     return row
 

@@ -43,8 +43,9 @@ def set_policies(environment: Environment, policies: list[Policy], *, actor: Act
     _refuse(faults)
     with transaction.atomic():
         row = _locked(environment)
+        before = _outline(row)
         row.policies = [{"id": ids.new("pol"), **policy} for policy in _with_key_spaces(policies)]
-        _save(row, {"policies": [policy["id"] for policy in row.policies]}, actor)
+        _save(row, before, {"policies": [policy["id"] for policy in row.policies]}, actor)
     stored: list[Policy] = row.policies
     return stored
 
@@ -64,6 +65,7 @@ def update_policy(environment: Environment, policy_id: str, changes: Policy, *, 
     """
     with transaction.atomic():
         row = _locked(environment)
+        before = _outline(row)
         place = next((at for at, policy in enumerate(row.policies) if policy["id"] == policy_id), None)
         if place is None:
             raise errors.PolicyNotFound("The requested policy does not exist.")
@@ -76,7 +78,7 @@ def update_policy(environment: Environment, policy_id: str, changes: Policy, *, 
         if policy.get("match") is None:
             policy.pop("match", None)
         row.policies[place] = policy
-        _save(row, {"policy": policy_id, "fields": sorted(changes)}, actor)
+        _save(row, before, {"policy": policy_id, "fields": sorted(changes)}, actor)
     return policy
 
 
@@ -87,7 +89,15 @@ def _locked(environment: Environment) -> Environment:
     return row
 
 
-def _save(row: Environment, meta: dict[str, Any], actor: Actor) -> None:
+def _outline(row: Environment) -> dict[str, Any]:
+    """Return what the audit log tells of policies before and after a change."""
+    outline = [
+        {"id": policy["id"], "name": policy["name"], "enabled": policy["enabled"]} for policy in row.policies
+    ]
+    return {"policies": outline}
+
+
+def _save(row: Environment, before: dict[str, Any], meta: dict[str, Any], actor: Actor) -> None:
     row.updated_at = clock.now()
     row.save(update_fields=["policies", "updated_at"])
     audit.record(
@@ -95,6 +105,8 @@ def _save(row: Environment, meta: dict[str, Any], actor: Actor) -> None:
         actor=actor,
         workspace_id=row.workspace_id,
         targets=[row],
+        before=before,
+        after=_outline(row),
         meta={"gateway": meta},
     )
 

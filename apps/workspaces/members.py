@@ -87,7 +87,8 @@ def set_role(membership_id: str, role: Role, *, by: Role, actor: Actor) -> Membe
                 actor=actor,
                 workspace_id=row.workspace_id,
                 targets=[row],
-                meta={"role": role, "before": before},
+                before={"role": before},
+                after={"role": role},
             )
     return row
 

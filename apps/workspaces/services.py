@@ -53,7 +53,7 @@ def set_workspace_enabled(workspace: Workspace, enabled: bool, *, actor: Actor) 
     """Let a workspace's keys and root keys work, or stop all of them."""
     with transaction.atomic():
         workspace = Workspace.objects.select_for_update().get(pk=workspace.pk)
-        workspace.enabled = enabled
+        before, workspace.enabled = audit.state(workspace, "enabled"), enabled
         workspace.updated_at = clock.now()
         versions.stamp(workspace)
         workspace.save(update_fields=["enabled", "updated_at", "version"])
@@ -62,6 +62,8 @@ def set_workspace_enabled(workspace: Workspace, enabled: bool, *, actor: Actor) 
             actor=actor,
             workspace_id=workspace.id,
             targets=[workspace],
+            before=before,
+            after=audit.state(workspace, *before),
             meta={"enabled": enabled},
         )
     return workspace
@@ -129,7 +131,7 @@ def update_root_key(
     with transaction.atomic():
         root_key = _locked(root_key_id)
         _refuse_to_outlive(root_key.expires_at, giver)
-        before = {"name": root_key.name, "enabled": root_key.enabled, "permissions": root_key.permissions}
+        before = audit.state(root_key, "name", "enabled", "permissions")
         if name is not UNSET:
             root_key.name = name
         if permissions is not UNSET:
@@ -143,7 +145,7 @@ def update_root_key(
             workspace_id=root_key.workspace_id,
             targets=[root_key],
             before=before,
-            after={field: getattr(root_key, field) for field in before},
+            after=audit.state(root_key, *before),
         )
     return root_key
 
@@ -167,7 +169,7 @@ def reroll_root_key(
         granted = _granted(old.permissions, old.workspace_id, giver)
         _refuse_to_outlive(old.expires_at, giver)
         new, plaintext = _new_root_key(old.workspace_id, old.name, granted, old.expires_at, old.enabled)
-        before = {"expires_at": _ms(old.expires_at), "deleted_at": None}
+        before = audit.state(old, "expires_at", "deleted_at")
         if grace is not None:
             now = clock.now()
             ends = now + grace
@@ -182,7 +184,7 @@ def reroll_root_key(
             workspace_id=old.workspace_id,
             targets=[old, new],
             before=before,
-            after={"expires_at": _ms(old.expires_at), "deleted_at": _ms(old.deleted_at)},
+            after=audit.state(old, *before),
         )
     return new, plaintext
 
