@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from queue import SimpleQueue
 
 import structlog
-from django.db import IntegrityError
+from django.db import IntegrityError, connections
 
 from apps.workflows import outside, wakeups
 from apps.workflows.counters import counters
 from apps.workflows.group import Crew, Done, Group
 from apps.workflows.models import WorkflowRun
 from apps.workflows.transactions import ATTEMPTS, in_transaction, is_away
-from apps.workflows.turns import Outcome, Raised
+from apps.workflows.turns import Outcome, Raised, Task
 from unkey import clock
 from unkey.sharing import OutOfOrder
 
@@ -23,7 +23,9 @@ SLICE_SECONDS = 5.0
 BUSY_TRIES = 4
 
 
-def commit(crew: Crew, keys: Sequence[str], outcomes: Sequence[Outcome]) -> Iterator[Done]:
+def commit(
+    crew: Crew, keys: Sequence[str], outcomes: Sequence[Outcome], *, quick: bool = False
+) -> Iterator[Done]:
     """Move keys in one transaction; in several smaller ones when that one fails.
 
     A deadlock, a constraint that is checked at COMMIT, parts that lock in different orders, an error of
@@ -32,6 +34,7 @@ def commit(crew: Crew, keys: Sequence[str], outcomes: Sequence[Outcome]) -> Iter
     Args:
         keys: to look at, each once.
         outcomes: to record, of other keys.
+        quick: put aside what is known to be slow, and wait for no locked key, even if it is the only one.
 
     Yields:
         What each transaction did, right after its commit. A key that failed by itself is in none of
@@ -42,7 +45,7 @@ def commit(crew: Crew, keys: Sequence[str], outcomes: Sequence[Outcome]) -> Iter
     """
     if len(keys) + len(outcomes) > 1:
         try:
-            done = _once(crew, keys, outcomes)
+            done = _once(crew, keys, outcomes, quick=quick)
         except Exception as error:
             if is_away(error):
                 raise
@@ -52,13 +55,13 @@ def commit(crew: Crew, keys: Sequence[str], outcomes: Sequence[Outcome]) -> Iter
             return
         counters.change(splits=1)
         half_keys, half_outcomes = (len(keys) + 1) // 2, len(outcomes) // 2
-        yield from commit(crew, keys[:half_keys], outcomes[:half_outcomes])
-        yield from commit(crew, keys[half_keys:], outcomes[half_outcomes:])
+        yield from commit(crew, keys[:half_keys], outcomes[:half_outcomes], quick=quick)
+        yield from commit(crew, keys[half_keys:], outcomes[half_outcomes:], quick=quick)
         return
     if not keys and not outcomes:
         return
     try:
-        done = _single(crew, keys, outcomes)
+        done = _single(crew, keys, outcomes, quick)
     except Exception as error:
         if is_away(error):
             raise
@@ -68,14 +71,14 @@ def commit(crew: Crew, keys: Sequence[str], outcomes: Sequence[Outcome]) -> Iter
         yield done
 
 
-def _single(crew: Crew, keys: Sequence[str], outcomes: Sequence[Outcome]) -> Done:
+def _single(crew: Crew, keys: Sequence[str], outcomes: Sequence[Outcome], quick: bool) -> Done:
     try:
-        return _once(crew, keys, outcomes, attempts=ATTEMPTS)
+        return _once(crew, keys, outcomes, attempts=ATTEMPTS, quick=quick)
     except (IntegrityError, OutOfOrder):
         pass  # a deferred constraint, at COMMIT: whose, is known when one part is in the transaction
     recorded: list[Group] = []
     try:
-        return _once(crew, keys, outcomes, attempts=ATTEMPTS, together=False, seen=recorded)
+        return _once(crew, keys, outcomes, attempts=ATTEMPTS, together=False, quick=quick, seen=recorded)
     except IntegrityError as error:
         parts = recorded[-1].recorded if recorded else []
         if not parts:
@@ -90,12 +93,13 @@ def _once(
     *,
     attempts: int = 1,
     together: bool = True,
+    quick: bool = False,
     seen: list[Group] | None = None,
 ) -> Done:
     tried = [] if seen is None else seen
 
     def work() -> Done:
-        tried.append(Group(crew, keys, outcomes, together=together))
+        tried.append(Group(crew, keys, outcomes, together=together, quick=quick))
         return tried[-1].run()
 
     failed = tried
@@ -159,38 +163,46 @@ class Driver:
         Returns:
             How many times a run moved forward.
         """
-        came: SimpleQueue[Outcome] = SimpleQueue()
-        pool = outside.Pool(came.put)
         started = time.monotonic()
         moved = busy = 0
         keys: list[str] = [key]
         outcomes: list[Outcome] = []
-        try:
-            while keys or outcomes:
-                done = Done()
-                for done in commit(self._crew, keys, outcomes):
-                    moved += sum(done.moved.values())
-                keys, outcomes = done.again + done.alone + done.blocked, done.later + done.later_alone
-                for task in done.launches:
-                    if self._inline:
-                        outcomes.append(outside.call(task))
-                    else:
-                        pool.submit(task)
-                        outcomes.append(came.get())
-                if done.busy and busy < BUSY_TRIES:
-                    busy += 1
-                    time.sleep(0.004 * 2**busy)
-                    keys = done.busy
-                if keys and self._stop.is_set():
-                    return moved
-                if keys and not done.busy and time.monotonic() - started > SLICE_SECONDS:
-                    self._hand_over(key)
-                    return moved
-            return moved
-        finally:
-            pool.stop()
+        while keys or outcomes:
+            done = Done()
+            for done in commit(self._crew, keys, outcomes):
+                moved += sum(done.moved.values())
+            keys, outcomes = done.again + done.alone + done.blocked, done.later + done.later_alone
+            outcomes += [outside.call(task) if self._inline else _outcome(task) for task in done.launches]
+            if done.busy and busy < BUSY_TRIES:
+                busy += 1
+                time.sleep(0.004 * 2**busy)
+                keys = done.busy
+            if keys and self._stop.is_set():
+                break
+            if keys and not done.busy and time.monotonic() - started > SLICE_SECONDS:
+                self._hand_over(key)
+                break
+        return moved
 
     def _hand_over(self, key: str) -> None:
         queue = WorkflowRun.objects.filter(key=key, next_at__lte=clock.now()).values_list("queue", flat=True)
         for name in queue[:1]:
             wakeups.send(key, name)
+
+
+def _outcome(task: Task) -> Outcome:
+    """Run an outside part in a thread of its own, under its lease, for as long as its time lasts."""
+    came: SimpleQueue[Outcome] = SimpleQueue()
+    parts = outside.Parts(came.put)
+    parts.begin(task)
+
+    def work() -> None:
+        try:
+            outcome = parts.run(task)
+        finally:
+            connections.close_all()
+        if outcome is not None:
+            came.put(outcome)
+
+    threading.Thread(target=work, name="workflow-outside", daemon=True).start()
+    return came.get()

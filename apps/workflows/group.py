@@ -137,6 +137,7 @@ class Group:
         keys: to look at, each once.
         outcomes: to record, of other keys.
         together: whether there may be several recording parts in the transaction.
+        quick: put aside what is known to be slow, and wait for no locked key, even if it is the only one.
 
     Attributes:
         recorded: tasks whose recording parts it ran.
@@ -144,13 +145,19 @@ class Group:
     """
 
     def __init__(
-        self, crew: Crew, keys: Sequence[str], outcomes: Sequence[Outcome], *, together: bool = True
+        self,
+        crew: Crew,
+        keys: Sequence[str],
+        outcomes: Sequence[Outcome],
+        *,
+        together: bool = True,
+        quick: bool = False,
     ) -> None:
         self._crew = crew
         self._keys = keys
         self._outcomes = outcomes
         self._together = together
-        self._several = len(keys) + len(outcomes) > 1
+        self._quick = quick or len(keys) + len(outcomes) > 1
         self._began = time.monotonic()
         self._now = clock.now()
         self._lease_time = leases.lease_time()
@@ -189,7 +196,7 @@ class Group:
 
     def _load(self) -> None:
         wanted = [outcome.task.key for outcome in self._outcomes]
-        found = rows.lock_keys(wanted, wait=True)
+        found = rows.lock_keys(wanted, wait=not self._quick)
         found |= rows.lock_keys(self._keys, wait=False)
         for name, key in found.items():
             self._holds[name] = Hold(key)
@@ -254,15 +261,18 @@ class Group:
         """Record what came of an outside part, if its lease still holds."""
         task = outcome.task
         hold, row = self._holds.get(task.key), self._rows.get(task.run_id)
+        if hold is None:  # locked: by itself it waits, and keeps no other from being recorded
+            self.done.later_alone.append(outcome)
+            return
         lease = task.lease
         if lease is None:
             self._settle_failure(hold, row, outcome)
             return
-        if hold is None or row is None or hold.key.epoch != lease.epoch or hold.key.lease_expires_at is None:
+        if row is None or hold.key.epoch != lease.epoch or hold.key.lease_expires_at is None:
             self.done.lost.append(task)
             self.done.places += 1
             return
-        slow = self._several and self._crew.pace.is_slow(row.service, task.job.step.name)
+        slow = self._quick and self._crew.pace.is_slow(row.service, task.job.step.name)
         if slow or self._is_late():
             (self.done.later_alone if slow else self.done.later).append(outcome)
             return
@@ -276,9 +286,9 @@ class Group:
         # else: recorded already, by a commit whose success this process could not see
         self._follow(hold, row)
 
-    def _settle_failure(self, hold: Hold | None, row: RunRow | None, outcome: Outcome) -> None:
+    def _settle_failure(self, hold: Hold, row: RunRow | None, outcome: Outcome) -> None:
         """Record the failure of a part that had no lease, if the run still stands where it stood."""
-        if hold is None or row is None or not isinstance(outcome, Raised):
+        if row is None or not isinstance(outcome, Raised):
             return
         leased = hold.key.lease_expires_at is not None and hold.key.lease_expires_at > self._now
         if leased or row.position != outcome.task.at or not row.active:
@@ -347,7 +357,7 @@ class Group:
             if job.step.outside is not None:
                 self._lease(hold, row, job)
                 return
-            slow = self._several and self._crew.pace.is_slow(row.service, job.step.name)
+            slow = self._quick and self._crew.pace.is_slow(row.service, job.step.name)
             if slow or self._is_late() or (self.recorded and not self._together):
                 self._put_down(hold)
                 (self.done.alone if slow else self.done.again).append(hold.key.key)

@@ -1,9 +1,15 @@
-"""The threads of a worker process that commit groups, and what waits for them.
+"""The threads of a worker process: they run outside parts and commit groups, whichever is to be done.
 
-A key is waiting (`ready`), or in hand: in a lane's transaction, or with an outside part that runs.
-While a lane commits, what comes back and what is woken gathers, and is the next group. SQLite has one
-writer and so one lane; elsewhere there are a few, one of which never runs a recording part that is
-known to be slow, so that slow ones cannot hold up the rest.
+A key is waiting (`ready`), or in hand: in a group that is being committed, or with an outside part. A
+thread that has committed a group goes on with the outside parts that follow from it, one after another,
+and then commits what came of them: as long as nothing blocks, one thread does it all and hands nothing
+over. Whenever there is more to do, one other thread is awake and looks for it (`seeking`): it comes to
+run as soon as the first one blocks, and wakes the next. While a group is committed, what comes back and
+what is woken gathers, and is the next group.
+
+SQLite has one writer, so one group is committed at a time; elsewhere a few are, and the last of them
+never runs a recording part that is known to be slow nor waits for a locked key, so that such ones cannot
+hold up the rest.
 """
 
 import threading
@@ -19,8 +25,8 @@ from django.db import DatabaseError, InterfaceError, close_old_connections, conn
 
 from apps.workflows.driver import SLICE_SECONDS, commit
 from apps.workflows.group import SLOW_SECONDS, Crew, Done
-from apps.workflows.outside import Pool
-from apps.workflows.turns import Outcome
+from apps.workflows.outside import Parts
+from apps.workflows.turns import Outcome, Raised, Task
 
 log = structlog.get_logger("workflows")
 
@@ -28,6 +34,7 @@ GROUP = 64
 LANES = 3
 AWAY_SECONDS = 0.5
 CHECK_SECONDS = 5.0
+IDLE_SECONDS = 60.0
 
 
 @dataclass(slots=True)
@@ -45,6 +52,21 @@ class Hand:
     moved: int = 0
     again: bool = False
     waiting: list["Future[int]"] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one group is to do.
+
+    Attributes:
+        alone: it is one slow part.
+        quick: it must not wait: slow parts and locked keys are put aside.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    alone: bool = False
+    quick: bool = False
 
 
 class Lanes:
@@ -67,18 +89,25 @@ class Lanes:
     ) -> None:
         self._due_at = due_at
         self._drained = drained
-        self._changed = threading.Condition()
+        self._guard = threading.Lock()
         self._ready: dict[str, None] = {}
         self._blocked: dict[str, None] = {}
         self._inbox: deque[Outcome] = deque()
         self._alone: deque[str | Outcome] = deque()
+        self._tasks: deque[Task] = deque()
         self._hand: dict[str, Hand] = {}
         self._waiting: dict[str, list[Future[int]]] = {}
         self._places = threads
         self._refused = False
         self._stopping = threading.Event()
-        self._lanes: list[threading.Thread] = []
-        self._pool = Pool(self._deliver)
+        self._lanes = 1 if connection.vendor == "sqlite" else LANES
+        self._free = self._lanes
+        self._alone_next = False
+        self._living = 0
+        self._seeking = 0
+        self._idle: list[threading.Lock] = []
+        self._ended = threading.Event()
+        self._parts = Parts(self._expired)
         self._crew = Crew(
             None if queues is None else frozenset(queues),
             stopping=self._stopping.is_set,
@@ -92,7 +121,7 @@ class Lanes:
     @property
     def room(self) -> int:
         """How many more outside parts could run."""
-        with self._changed:
+        with self._guard:
             return max(self._places - len(self._blocked), 0)
 
     def found(self, keys: Iterable[str], *, more: bool) -> None:
@@ -101,21 +130,23 @@ class Lanes:
         Args:
             more: there are others, to be swept for when these are done.
         """
-        with self._changed:
+        with self._guard:
             for key in keys:
                 if key not in self._hand and key not in self._ready and key not in self._blocked:
                     self._want(key)
             self._refused = self._refused or more
+            self._call()
 
     def offer(self, key: str) -> bool:
         """Look at a key soon, if there is room or it is in hand anyway; say whether."""
-        with self._changed:
+        with self._guard:
             if self._stopping.is_set():
                 return False
             if self._places <= len(self._blocked) and key not in self._hand:
                 self._refused = True
                 return False
             self._want(key)
+            self._call()
             return True
 
     def drive(self, key: str) -> int:
@@ -124,7 +155,7 @@ class Lanes:
         Returns:
             How many times a run of it moved.
         """
-        with self._changed:
+        with self._guard:
             if self._stopping.is_set():
                 return 0
             if key in self._hand:
@@ -133,11 +164,12 @@ class Lanes:
             future: Future[int] = Future()
             self._waiting.setdefault(key, []).append(future)
             self._want(key)
+            self._call()
         return future.result()
 
     def wind_down(self) -> None:
         """Take up nothing more; what is in hand stops at the end of its step."""
-        with self._changed:
+        with self._guard:
             self._stopping.set()
             self._ready.clear()
             self._blocked.clear()
@@ -145,13 +177,11 @@ class Lanes:
                 for future in futures:
                     future.set_result(0)
             self._waiting.clear()
-            self._changed.notify_all()
+            self._dismiss()
 
     def join(self) -> None:
         """Wait for what is in hand."""
-        for lane in self._lanes:
-            lane.join()
-        self._pool.stop()
+        self._ended.wait()
 
     def _want(self, key: str) -> None:
         if self._stopping.is_set():
@@ -162,29 +192,11 @@ class Lanes:
             return
         self._blocked.pop(key, None)
         self._ready[key] = None
-        if not self._lanes:
-            self._begin()
-        self._changed.notify()
-
-    def _begin(self) -> None:
-        count = 1 if connection.vendor == "sqlite" else LANES
-        for number in range(count):
-            spare = count > 1 and number == 0
-            lane = threading.Thread(
-                target=self._lane, args=(spare,), name=f"workflow-lane-{number}", daemon=True
-            )
-            self._lanes.append(lane)
-            lane.start()
-
-    def _deliver(self, outcome: Outcome) -> None:
-        with self._changed:
-            self._inbox.append(outcome)
-            self._changed.notify()
 
     # -- places for outside parts ------------------------------------------------------------------
 
     def _take_place(self) -> bool:
-        with self._changed:
+        with self._guard:
             if self._places <= 0:
                 return False
             self._places -= 1
@@ -193,9 +205,10 @@ class Lanes:
     def _give_back(self, places: int) -> None:
         if not places:
             return
-        with self._changed:
+        with self._guard:
             self._places += places
             self._unblock()
+            self._call()
 
     def _unblock(self) -> None:
         for key in list(self._blocked)[: max(self._places, 0)]:
@@ -204,74 +217,170 @@ class Lanes:
     def _keeps_place(self, key: str) -> bool:
         if not self._blocked:  # looked at without the lock: whoever is blocked now waits one step more
             return True
-        with self._changed:
+        with self._guard:
             hand = self._hand.get(key)
             return hand is None or time.monotonic() - hand.since < SLICE_SECONDS
 
-    # -- a lane ------------------------------------------------------------------------------------
+    # -- threads -----------------------------------------------------------------------------------
 
-    def _lane(self, spare: bool) -> None:
-        checked = time.monotonic()
-        alone_next = False
+    def _call(self) -> None:
+        """See to it that a thread looks for what there is to do: the one that slept last."""
+        if self._seeking or not self._has_work():
+            return
+        self._seeking += 1
+        if self._idle:
+            self._idle.pop().release()
+            return
+        self._living += 1
         try:
-            while True:
-                work = self._next(spare, alone_next)
-                if work is None:
-                    return
-                keys, outcomes, alone = work
-                alone_next = not alone
+            threading.Thread(target=self._work, name="workflow-step", daemon=True).start()
+        except RuntimeError as error:  # no more threads: one that lives will look when it is done
+            self._seeking -= 1
+            self._living -= 1
+            log.error("a thread for workflow steps cannot be started", error=str(error))
+
+    def _has_work(self) -> bool:
+        if self._tasks:
+            return True
+        return bool(self._free and (self._inbox or self._ready or (self._alone and self._slow_may)))
+
+    @property
+    def _slow_may(self) -> bool:
+        return self._free > 1 or self._lanes == 1
+
+    def _dismiss(self) -> None:
+        """Let the threads end when there will be nothing more to do."""
+        if not self._stopping.is_set() or self._hand:
+            return
+        while self._idle:
+            self._seeking += 1
+            self._idle.pop().release()
+        if not self._living:
+            self._ended.set()
+
+    def _work(self) -> None:
+        seat = threading.Lock()
+        seat.acquire()
+        checked = time.monotonic()
+        ours = True
+        try:
+            while (work := self._next(seat)) is not None:
                 if time.monotonic() - checked > CHECK_SECONDS:
                     close_old_connections()
                     checked = time.monotonic()
-                began = time.monotonic()
-                try:
-                    self._commit(keys, outcomes)
-                except (DatabaseError, InterfaceError) as error:
-                    log.warning("workflow steps not recorded yet: the database is away", error=str(error))
-                    self._stopping.wait(AWAY_SECONDS)
-                    close_old_connections()
-                except Exception:
-                    log.exception("a lane failed; the sweeper will find its keys again")
-                    self._let_go([*keys, *(outcome.task.key for outcome in outcomes)])
-                if alone and time.monotonic() - began < SLOW_SECONDS:
-                    self._after_alone()
+                if isinstance(work, Batch):
+                    self._drive(work)
+                    continue
+                outcome = self._parts.run(work)
+                if outcome is None:
+                    ours = False  # it was given up
+                    return
+                if not self._deliver(outcome):
+                    return
         finally:
             connections.close_all()
+            with self._guard:
+                self._living -= ours
+                self._call()
+                self._dismiss()
 
-    def _next(self, spare: bool, alone_next: bool) -> tuple[list[str], list[Outcome], bool] | None:
-        """Wait for work; None at the end. The last of the three says that it is one slow part."""
-        with self._changed:
-            while True:
-                if self._alone and not spare and (alone_next or not (self._inbox or self._ready)):
-                    item = self._alone.popleft()
-                    return ([item], [], True) if isinstance(item, str) else ([], [item], True)
-                if self._inbox or self._ready:
-                    break
+    def _next(self, seat: threading.Lock) -> Task | Batch | None:
+        """Wait for something to do; None: this thread is not needed any longer.
+
+        Args:
+            seat: a locked lock: whoever opens it has counted this thread as one that looks.
+        """
+        while True:
+            with self._guard:
+                work = self._take()
+                self._seeking -= 1
+                if work is not None:
+                    self._call()
+                    return work
                 if self._stopping.is_set() and not self._hand:
-                    self._changed.notify_all()
                     return None
-                self._changed.wait()
-            outcomes: list[Outcome] = []
-            while self._inbox and len(outcomes) < GROUP:
-                outcomes.append(self._inbox.popleft())
-            keys: list[str] = []
-            while self._ready and len(keys) + len(outcomes) < GROUP:
-                key = next(iter(self._ready))
-                del self._ready[key]
-                self._hand[key] = Hand(waiting=self._waiting.pop(key, []))
-                keys.append(key)
-            return keys, outcomes, False
+                self._idle.append(seat)
+            if not seat.acquire(timeout=IDLE_SECONDS):
+                with self._guard:
+                    if seat in self._idle:
+                        self._idle.remove(seat)
+                        return None
+                seat.acquire()  # opened at the last moment
+
+    def _take(self) -> Task | Batch | None:
+        """Outside parts first: what comes of them is then recorded together."""
+        if self._tasks:
+            return self._tasks.popleft()
+        if not self._free:
+            return None
+        others = self._inbox or self._ready
+        if self._alone and self._slow_may and (self._alone_next or not others):
+            self._free -= 1
+            self._alone_next = False
+            item = self._alone.popleft()
+            return Batch([item], alone=True) if isinstance(item, str) else Batch([], [item], alone=True)
+        if not others:
+            return None
+        batch = Batch(quick=not self._slow_may)
+        self._free -= 1
+        self._alone_next = True
+        while self._inbox and len(batch.outcomes) < GROUP:
+            batch.outcomes.append(self._inbox.popleft())
+        while self._ready and len(batch.keys) + len(batch.outcomes) < GROUP:
+            key = next(iter(self._ready))
+            del self._ready[key]
+            self._hand[key] = Hand(waiting=self._waiting.pop(key, []))
+            batch.keys.append(key)
+        return batch
+
+    # -- outcomes of outside parts -----------------------------------------------------------------
+
+    def _deliver(self, outcome: Outcome) -> bool:
+        """Take in what came of this thread's outside part; whether its connection is fit for a group."""
+        clean = not connection.in_atomic_block
+        if not clean:
+            outcome = Raised(outcome.task, RuntimeError("the outside part left a transaction open"))
+        elif isinstance(outcome, Raised):
+            close_old_connections()
+        with self._guard:
+            self._inbox.append(outcome)
+            self._seeking += clean
+        return clean
+
+    def _expired(self, outcome: Outcome) -> None:
+        """Take in that a part ran out of time; its thread is not counted on any longer."""
+        with self._guard:
+            self._living -= 1
+            self._inbox.append(outcome)
+            self._call()
+
+    # -- a group -----------------------------------------------------------------------------------
+
+    def _drive(self, batch: Batch) -> None:
+        began = time.monotonic()
+        try:
+            self._commit(batch)
+        except (DatabaseError, InterfaceError) as error:
+            log.warning("workflow steps not recorded yet: the database is away", error=str(error))
+            self._stopping.wait(AWAY_SECONDS)
+            close_old_connections()
+        except Exception:
+            log.exception("a group failed; the sweeper will find its keys again")
+            self._let_go(batch)
+        with self._guard:
+            self._free += 1
+            if batch.alone and time.monotonic() - began < SLOW_SECONDS:
+                self._after_alone()
+            self._seeking += 1
 
     def _after_alone(self) -> None:
         """A part that was taken for slow was quick: let the next group look at the others."""
-        with self._changed:
-            while self._alone:
-                item = self._alone.popleft()
-                if isinstance(item, str):
-                    self._requeue(item)
-                else:
-                    self._inbox.append(item)
-            self._changed.notify_all()
+        while self._alone:
+            item = self._alone.popleft()
+            if isinstance(item, str):
+                self._requeue(item)
+            else:
+                self._inbox.append(item)
 
     def _requeue(self, key: str) -> None:
         """Put a key in hand back into the line, behind the others."""
@@ -282,76 +391,75 @@ class Lanes:
         self._waiting.setdefault(key, []).extend(hand.waiting)
         self._ready[key] = None
 
-    def _commit(self, keys: list[str], outcomes: list[Outcome]) -> None:
+    def _commit(self, batch: Batch) -> None:
         """Commit, act upon each commit, and let go of keys that failed by themselves."""
-        open_keys = dict.fromkeys(keys)
-        open_outcomes = {outcome.task.key: outcome for outcome in outcomes}
+        keys = dict.fromkeys(batch.keys)
+        outcomes = {outcome.task.key: outcome for outcome in batch.outcomes}
         try:
-            for done in commit(self._crew, keys, outcomes):
+            for done in commit(self._crew, batch.keys, batch.outcomes, quick=batch.quick):
                 for key in done.covered:
-                    open_keys.pop(key, None)
-                    open_outcomes.pop(key, None)
+                    keys.pop(key, None)
+                    outcomes.pop(key, None)
                 self._act(done)
+                if keys or outcomes:  # this thread is not through: another may begin with what is to do
+                    with self._guard:
+                        self._call()
         except (DatabaseError, InterfaceError):
-            with self._changed:
-                for key in open_keys:
+            with self._guard:
+                for key in keys:
                     self._requeue(key)
-                self._inbox.extend(open_outcomes.values())
+                self._inbox.extend(outcomes.values())
             raise
-        with self._changed:
-            for key in (*open_keys, *open_outcomes):
-                self._done(key)
-            if open_outcomes:
-                self._give_back(len(open_outcomes))
+        if keys or outcomes:
+            self._let_go(Batch(list(keys), list(outcomes.values())))
 
     def _act(self, done: Done) -> None:
         """Do what follows from what was committed."""
-        finished = dict.fromkeys(done.covered)
-        with self._changed:
+        for task in done.launches:
+            self._parts.begin(task)
+        with self._guard:
+            self._tasks.extend(done.launches)
             for key, moved in done.moved.items():
                 self._hand[key].moved += moved
             self._inbox.extend(done.later)
             self._alone.extend(done.alone)
             self._alone.extend(done.later_alone)
-            for task in done.launches:
-                del finished[task.key]
-            for outcome in (*done.later, *done.later_alone):
-                del finished[outcome.task.key]
-            for key in done.alone:
-                del finished[key]
+            kept = {task.key for task in done.launches}
+            kept.update(outcome.task.key for outcome in (*done.later, *done.later_alone))
+            kept.update(done.alone)
             for key in (*done.again, *done.blocked):
-                del finished[key]
+                kept.add(key)
                 self._requeue(key)
             for key in done.blocked:
                 if self._ready.pop(key, self) is None:
                     self._blocked[key] = None
-            for key in finished:
-                self._done(key)
+            for key in done.covered:
+                if key not in kept:
+                    self._done(key)
             self._places += done.places
             self._unblock()
             if self._refused and self._places > len(self._blocked):
                 self._refused = False
                 self._drained()
-            self._changed.notify_all()
-        for task in done.launches:
-            self._pool.submit(task)
         if done.due:
             self._due_at(min(done.due))
 
-    def _let_go(self, keys: Iterable[str]) -> None:
-        with self._changed:
-            for key in keys:
+    def _let_go(self, batch: Batch) -> None:
+        """Let go of keys that could not be driven, and of the places of their outside parts."""
+        with self._guard:
+            for outcome in batch.outcomes:
+                if outcome.task.key in self._hand and outcome.task.lease is not None:
+                    self._places += 1
+            for key in (*batch.keys, *(outcome.task.key for outcome in batch.outcomes)):
                 if key in self._hand:
-                    self._finish(self._hand.pop(key))
-            self._changed.notify_all()
+                    self._done(key)
+            self._unblock()
 
     def _done(self, key: str) -> None:
         hand = self._hand.pop(key)
         self._finish(hand)
         if hand.again:
             self._want(key)
-        if self._stopping.is_set():
-            self._changed.notify_all()
 
     def _finish(self, hand: Hand) -> None:
         for future in hand.waiting:

@@ -1,17 +1,15 @@
-"""Threads for outside parts, with their time-outs; each outcome is delivered exactly once.
+"""Outside parts that run, their leases and time-outs; each has exactly one outcome.
 
 A part that runs out of time is given up: its outcome is a `StepTimedOut`, its lease is no longer
-renewed, and its thread is replaced by another until it comes back by itself.
+renewed, and its thread is left to end by itself.
 """
 
 import heapq
 import threading
 import time
 from collections.abc import Callable
-from queue import SimpleQueue
 
 import structlog
-from django.db import close_old_connections, connections
 
 from apps.workflows import leases
 from apps.workflows.counters import counters
@@ -37,82 +35,48 @@ def call(task: Task) -> Outcome:
         return Raised(task, LeftProcess(f"the outside part asked its process to end: {left!r}"))
 
 
-class Pool:
-    """Threads that run outside parts, made as they are needed.
+class Parts:
+    """Outside parts of this process.
 
     Args:
-        deliver: called with each outcome, from any thread.
+        expired: called, from a thread of its own, with the outcome of a part that ran out of time.
     """
 
-    def __init__(self, deliver: Callable[[Outcome], None]) -> None:
-        self._deliver = deliver
-        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
+    def __init__(self, expired: Callable[[Outcome], None]) -> None:
+        self._expired = expired
+        self._running: set[Task] = set()
         self._guard = threading.Lock()
-        self._running: dict[Task, None] = {}
-        self._free = 0
-        self._stopped = False
         self._clock: threading.Thread | None = None
         self._due: list[tuple[float, int, Task]] = []
         self._earlier = threading.Condition()
 
-    def submit(self, task: Task) -> None:
-        """Run a task's outside part as soon as may be."""
+    def begin(self, task: Task) -> None:
+        """Keep the lease of a task whose outside part is to run, and let its time begin."""
         assert task.lease is not None
         leases.keeper.keep(task.lease)
         with self._guard:
-            self._running[task] = None
-            self._free -= 1
-            if self._free < 0:
-                self._free += 1
-                threading.Thread(target=self._work, name="workflow-outside", daemon=True).start()
+            self._running.add(task)
         if task.job.step.timeout is not None:
             self._watch(task, task.job.step.timeout)
-        self._tasks.put(task)
 
-    def stop(self) -> None:
-        """End the threads once they have nothing to do."""
-        with self._guard:
-            self._stopped = True
-            free = self._free
-        for _ in range(free):
-            self._tasks.put(None)
-        with self._earlier:
-            self._earlier.notify()
+    def run(self, task: Task) -> Outcome | None:
+        """Run it in this thread; None if it was given up meanwhile: its outcome was another."""
+        counters.change(running=1)
+        outcome = call(task)
+        counters.change(running=-1)
+        if self._claim(task):
+            return outcome
+        counters.change(abandoned=-1)
+        return None
 
     def _claim(self, task: Task) -> bool:
         with self._guard:
             if task not in self._running:
                 return False
-            del self._running[task]
-            return True
-
-    def _work(self) -> None:
-        try:
-            while True:
-                task = self._tasks.get()
-                if task is None:
-                    return
-                counters.change(running=1)
-                try:
-                    close_old_connections()
-                    outcome = call(task)
-                except Exception as error:  # of the connections
-                    outcome = Raised(task, error)
-                finally:
-                    counters.change(running=-1)
-                if not self._claim(task):  # it ran out of time, and another thread took this one's place
-                    counters.change(abandoned=-1)
-                    return
-                assert task.lease is not None
-                leases.keeper.release(task.lease)
-                with self._guard:
-                    self._free += 1
-                    last = self._stopped
-                self._deliver(outcome)
-                if last:
-                    return
-        finally:
-            connections.close_all()
+            self._running.remove(task)
+        assert task.lease is not None
+        leases.keeper.release(task.lease)
+        return True
 
     # -- time-outs ---------------------------------------------------------------------------------
 
@@ -131,12 +95,13 @@ class Pool:
     def _time(self) -> None:
         while True:
             with self._earlier:
-                if self._stopped and not self._running:
-                    return
                 while self._due and self._due[0][2] not in self._running:
                     heapq.heappop(self._due)
-                pause = self._due[0][0] - time.monotonic() if self._due else None
-                if pause is None or pause > 0:
+                if not self._due:
+                    self._clock = None
+                    return
+                pause = self._due[0][0] - time.monotonic()
+                if pause > 0:
                     self._earlier.wait(pause)
                     continue
                 _, _, task = heapq.heappop(self._due)
@@ -145,8 +110,6 @@ class Pool:
     def _give_up(self, task: Task) -> None:
         if not self._claim(task):
             return
-        assert task.lease is not None
-        leases.keeper.release(task.lease)
         counters.change(abandoned=1)
         seconds = task.job.step.timeout
         log.warning(
@@ -155,4 +118,4 @@ class Pool:
             step=task.job.step.name,
             abandoned=counters.outside_abandoned,
         )
-        self._deliver(Raised(task, StepTimedOut(f"no result after {seconds:g} s")))
+        self._expired(Raised(task, StepTimedOut(f"no result after {seconds:g} s")))
