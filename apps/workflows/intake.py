@@ -7,7 +7,7 @@ from typing import Any
 
 from django.db import IntegrityError, transaction
 
-from apps.workflows import wakeups
+from apps.workflows import rows, wakeups
 from apps.workflows.cancelling import request_cancel
 from apps.workflows.definition import Run, Terminal, Wait, Workflow, own_key
 from apps.workflows.models import State, WorkflowRun
@@ -69,8 +69,9 @@ def start(
         if first is not None:
             return first
     try:
-        with transaction.atomic():
-            row.save(force_insert=True)
+        # Only what may be refused needs a savepoint, which costs two statements.
+        with transaction.atomic(savepoint=idempotency_key is not None):
+            rows.insert_run(row, text)
             wakeups.after_commit(row.key, row.queue, due=at)
             return row
     except IntegrityError:

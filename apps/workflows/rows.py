@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from django.db import connection
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 
 from apps.workflows.models import ACTIVE, State, WorkflowKey, WorkflowRun, WorkflowStep, next_arrival
 
@@ -35,7 +35,7 @@ def to_moment(value: Any) -> datetime | None:
     if value is None:
         return None
     if isinstance(value, str):
-        value = datetime.fromisoformat(value)
+        return datetime.fromisoformat(value + "+00:00")
     return value.replace(tzinfo=UTC)  # type: ignore[no-any-return]
 
 
@@ -43,7 +43,9 @@ def from_moment(moment: datetime | None) -> str | None:
     """Return an aware time as both databases keep it: text, in UTC."""
     if moment is None:
         return None
-    return str(moment.astimezone(UTC).replace(tzinfo=None))
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(" ")[:-6]
 
 
 @lru_cache(maxsize=512)
@@ -154,18 +156,41 @@ def _marks(values: Sequence[Any]) -> str:
     return ", ".join(["%s"] * len(values))
 
 
+# What the engine does on its own account goes to the driver directly: a statement through Django's cursor
+# costs as much processor again, and `Isolation` takes it for one of user code.
+
+
+@lru_cache(maxsize=512)
+def _for_sqlite(sql: str) -> str:
+    """Return a statement with SQLite's placeholders."""
+    return sql.replace("%s", "?")
+
+
+@lru_cache
+def _plain(columns: str, vendor: str) -> str:
+    """Return columns to be read as they are: with a `+` SQLite's driver does not know their type to convert."""
+    return ", ".join(f"+{name}" for name in columns.split(", ")) if vendor == "sqlite" else columns
+
+
 def _fetch(sql: str, values: Sequence[Any]) -> list[Tuple]:
-    with connection.cursor() as cursor:
+    database = connections[DEFAULT_DB_ALIAS]
+    with database.wrap_database_errors:
+        if database.vendor == "sqlite":
+            return database.connection.execute(_for_sqlite(sql), values).fetchall()  # type: ignore[no-any-return]
+        cursor = database.connection.cursor()
         cursor.execute(sql, values)
         return list(cursor.fetchall())
 
 
 def _many(sql: str, rows: list[Tuple]) -> None:
-    with connection.cursor() as cursor:
-        if len(rows) == 1:
-            cursor.execute(sql, rows[0])
+    database = connections[DEFAULT_DB_ALIAS]
+    with database.wrap_database_errors:
+        if database.vendor == "sqlite":
+            database.connection.executemany(_for_sqlite(sql), rows)
+        elif len(rows) == 1:
+            database.connection.cursor().execute(sql, rows[0])
         else:
-            cursor.executemany(sql, rows)
+            database.connection.cursor().executemany(sql, rows)
 
 
 # -- reading ---------------------------------------------------------------------------------------
@@ -203,7 +228,8 @@ def lock_keys(keys: Sequence[str], *, wait: bool) -> dict[str, KeyRow]:
 
 def _read_keys(keys: Sequence[str], lock: str = "") -> dict[str, KeyRow]:
     order = f" ORDER BY `key` {lock}" if lock else ""
-    sql = f"SELECT `key`, epoch, holder, exclusive, lease_expires_at FROM {_KEY} WHERE `key` IN ({_marks(keys)})"
+    columns = _plain("`key`, epoch, holder, exclusive, lease_expires_at", connection.vendor)
+    sql = f"SELECT {columns} FROM {_KEY} WHERE `key` IN ({_marks(keys)})"
     return {row[0]: _key(row) for row in _fetch(sql + order, keys)}
 
 
@@ -211,8 +237,9 @@ def runs_by_id(ids: Sequence[str]) -> dict[str, RunRow]:
     """Read some runs."""
     if not ids:
         return {}
+    loaded = _plain(_LOADED, connection.vendor)
     return {
-        row[0]: _run(row) for row in _fetch(f"SELECT {_LOADED} FROM {_RUN} WHERE id IN ({_marks(ids)})", ids)
+        row[0]: _run(row) for row in _fetch(f"SELECT {loaded} FROM {_RUN} WHERE id IN ({_marks(ids)})", ids)
     }
 
 
@@ -220,21 +247,24 @@ def next_runs(keys: Sequence[str], now: datetime) -> dict[str, RunRow]:
     """Read whose turn it is, by key: of the runs that are due urgent ones first, then the oldest."""
     if not keys:
         return {}
+    loaded = _plain(_LOADED, connection.vendor)
     due = f"FROM {_RUN} WHERE `key` IN ({_marks(keys)}) AND next_at <= %s"
     values = [*keys, from_moment(now)]
     if len(keys) == 1:
-        sql = f"SELECT {_LOADED} {due} ORDER BY urgent DESC, arrival, id LIMIT 1"
+        sql = f"SELECT {loaded} {due} ORDER BY urgent DESC, arrival, id LIMIT 1"
     else:
         order = "ROW_NUMBER() OVER (PARTITION BY `key` ORDER BY urgent DESC, arrival, id) AS turn"
         first = f"SELECT id FROM (SELECT id, {order} {due}) AS ordered WHERE turn = 1"
-        sql = f"SELECT {_LOADED} FROM {_RUN} WHERE id IN ({first})"
+        sql = f"SELECT {loaded} FROM {_RUN} WHERE id IN ({first})"
     return {row[2]: _run(row) for row in _fetch(sql, values)}
 
 
 def results(run_id: str) -> dict[str, str]:
-    """Read the results of a run's finished steps as JSON text, in order."""
+    """Read the results of a run's finished steps as JSON text, in order; asked by user code."""
     sql = f"SELECT name, result FROM {_STEP} WHERE run_id = %s AND kind = 'step' AND ended_at IS NOT NULL ORDER BY position"
-    return {name: "null" if text is None else text for name, text in _fetch(sql, [run_id])}
+    with connection.cursor() as cursor:
+        cursor.execute(sql, [run_id])
+        return {name: "null" if text is None else text for name, text in cursor.fetchall()}
 
 
 def topic_sequence(name: str) -> int | None:
@@ -244,6 +274,48 @@ def topic_sequence(name: str) -> int | None:
 
 
 # -- writing ---------------------------------------------------------------------------------------
+
+_NEW = (
+    "id, arrival, service, `key`, queue, workspace_id, parent_id, idempotency_key, input, step_names, exclusive, "
+    "urgent, state, step_index, undo_index, failures, journaled, outside_started, next_at, wait_topic, error_code, "
+    "error_message, created_at"
+)
+
+
+def insert_run(run: WorkflowRun, input: str) -> None:
+    """Write a new run, on behalf of user code.
+
+    Args:
+        input: as JSON text.
+    """
+    values = (
+        run.id,
+        run.arrival,
+        run.service,
+        run.key,
+        run.queue,
+        run.workspace_id,
+        run.parent_id,
+        run.idempotency_key,
+        input,
+        json.dumps(run.step_names),
+        run.exclusive,
+        run.urgent,
+        run.state,
+        run.step_index,
+        run.undo_index,
+        run.failures,
+        run.journaled,
+        run.outside_started,
+        from_moment(run.next_at),
+        run.wait_topic,
+        run.error_code,
+        run.error_message,
+        from_moment(run.created_at),
+    )
+    with connection.cursor() as cursor:
+        cursor.execute(f"INSERT INTO {_RUN} ({_NEW}) VALUES ({_marks(values)})", values)
+    run._state.adding, run._state.db = False, connection.alias
 
 
 def write_keys(rows: Iterable[KeyRow]) -> None:
