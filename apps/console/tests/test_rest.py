@@ -59,7 +59,7 @@ def test_a_project_goes_through_its_life_with_the_person_as_actor(owner: Caller)
     assert owner("PATCH", "projects/blog", {"deleteProtection": True})["deleteProtection"] is True
     problem = owner.refused("DELETE", "projects/blog", status=412)
     assert problem["code"] == "err:unkey:application:protected_resource"
-    assert problem["detail"] == "The project is protected against deletion."
+    assert problem["detail"].startswith("The project is protected against deletion. ")
     owner("PATCH", "projects/blog", {"deleteProtection": False})
     owner("DELETE", "projects/blog")
     assert owner.refused("GET", "projects/blog", status=404)["code"] == "err:unkey:data:project_not_found"
@@ -98,7 +98,7 @@ def test_deploy_promote_roll_back_stop_and_start(owner: Caller, platform: Platfo
     assert (fate["kind"], fate["state"], fate["switched"]) == ("rollback", "succeeded", True)
     problem = owner.refused("POST", f"deployments/{made['id']}/rollback", status=412)
     assert problem["code"] == "err:unkey:application:deployment_is_current"
-    assert problem["detail"] == "The deployment is already the current deployment."
+    assert problem["detail"].startswith("The deployment is already the current deployment. ")
     owner("POST", f"deployments/{second}/promote")
     drain()
     assert owner("GET", "projects/shop/apps/default")["currentDeploymentId"] == second
@@ -111,9 +111,8 @@ def test_deploy_promote_roll_back_stop_and_start(owner: Caller, platform: Platfo
     owner("POST", f"deployments/{preview}/start")
     platform.finish(preview)
     assert owner("GET", f"deployments/{preview}")["status"] == "ready"
-    assert owner.refused("POST", f"deployments/{second}/stop", status=412)["detail"] == (
-        "Production deployments cannot be stopped."
-    )
+    problem = owner.refused("POST", f"deployments/{second}/stop", status=412)
+    assert problem["detail"].startswith("Production deployments cannot be stopped. ")
 
 
 def test_cancel_and_redeploy(owner: Caller, platform: Platform):
@@ -123,7 +122,7 @@ def test_cancel_and_redeploy(owner: Caller, platform: Platform):
     assert again["id"] != waiting
     assert again["image"] == owner("GET", f"deployments/{waiting}")["image"]
     problem = owner.refused("POST", f"deployments/{again['id']}/approve", status=412)
-    assert problem["detail"] == "The deployment is not awaiting approval: it is pending."
+    assert problem["detail"].startswith("The deployment is not awaiting approval: it is pending. ")
 
 
 def test_a_replaced_deployment_may_be_kept_running(owner: Caller, platform: Platform):
@@ -135,7 +134,7 @@ def test_a_replaced_deployment_may_be_kept_running(owner: Caller, platform: Plat
     drain()
     assert owner("GET", f"deployments/{first}")["desiredState"] == "running"
     problem = owner.refused("DELETE", f"deployments/{first}/scheduled-change", status=412)
-    assert problem["detail"] == "No change is scheduled for the deployment."
+    assert problem["detail"] == "No change is scheduled for the deployment. It runs on."
     assert entries(owner, "deployment.keep")[0].actor_name == "olga"
 
 
@@ -222,9 +221,8 @@ def test_every_setting_that_a_body_may_have_is_kept():
 def test_an_environment_is_deleted_unless_it_is_protected(owner: Caller):
     preview = "projects/shop/apps/default/environments/preview"
     assert owner("PATCH", f"{preview}/settings", {"deleteProtection": True})["deleteProtection"] is True
-    assert owner.refused("DELETE", preview, status=412)["detail"] == (
-        "The environment is protected against deletion."
-    )
+    problem = owner.refused("DELETE", preview, status=412)
+    assert problem["detail"].startswith("The environment is protected against deletion. ")
     owner("PATCH", f"{preview}/settings", {"deleteProtection": False})
     owner("DELETE", preview)
     drain()
@@ -469,9 +467,8 @@ def test_duplicates_at_the_same_time_do_one_thing(owner: Caller):
 
 
 @pytest.fixture
-def browser(owner: Caller, settings: Any) -> Client:
+def browser(owner: Caller) -> Client:
     """A browser that heeds CSRF, and a password for the owner."""
-    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # quick
     owner.user.set_password("correct horse battery")
     owner.user.save()
     return Client(enforce_csrf_checks=True)
