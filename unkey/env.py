@@ -267,6 +267,13 @@ SETTINGS: tuple[Setting, ...] = (
         "auto: `manage.py up` takes free ports",
     ),
     Setting(
+        "CORS_ORIGINS",
+        "list",
+        _names,
+        "*",
+        "origins whose pages may call /v2 at web: https://app.example.com, or * for any; empty: none",
+    ),
+    Setting(
         "DOCS_URL",
         "url",
         lambda text: text.rstrip("/"),

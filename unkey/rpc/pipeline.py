@@ -29,8 +29,11 @@ from unkey import clock, errors, ids
 from unkey.actors import Actor, Principal
 from unkey.env import env
 from unkey.errors import Fault, Violation
+from unkey.rpc import cors
 from unkey.rpc.call import Call, Page
 from unkey.rpc.client_address import from_headers
+from unkey.rpc.patience import Wait, patience
+from unkey.rpc.repetition import repeated_names
 from unkey.rpc.request_limit import RequestLimit
 from unkey.rpc.routes import Archive, Route, routes
 from unkey.rpc.unavailable import unknown
@@ -40,6 +43,8 @@ from unkey.tenancy import workspace_scope
 log = structlog.get_logger("unkey.rpc")
 
 BODY_LIMIT = 10 * 1024 * 1024
+BODY_SECONDS = 30
+UPLOAD_SECONDS = 600
 _CHUNK = 256 * 1024
 _LOGGED_BODY = 16 * 1024
 _ATTEMPTS = 3
@@ -88,6 +93,15 @@ class Rpc:
 
     def answer(self, request: HttpRequest) -> HttpResponse:
         """Answer one request in the envelope of the API, whatever happens."""
+        allowed = cors.preflight(request.method or "", request.headers)
+        if allowed is not None:
+            return HttpResponse(status=204, headers=allowed)
+        response = self._answer(request)
+        for name, value in cors.answered(request.META.get("HTTP_ORIGIN", "")).items():
+            response[name] = value
+        return response
+
+    def _answer(self, request: HttpRequest) -> HttpResponse:
         request_id = getattr(request, "request_id", None) or ids.new("req")
         headers: dict[str, str] = {}
         try:
@@ -213,6 +227,9 @@ def _json_body(request: HttpRequest, route: Route, faults: list[Violation]) -> d
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         faults.append(Violation(f"the body is not valid JSON: {error}", "body"))
         return {}
+    if repeated := repeated_names(raw):
+        faults.extend(repeated)
+        return {}
     assert route.checker is not None
     found = route.checker.violations(decoded)
     if found:
@@ -234,10 +251,13 @@ def _source(request: HttpRequest) -> Any:
     return request
 
 
-def _announced(request: HttpRequest, limit: int) -> None:
+def _announced(request: HttpRequest, limit: int) -> int:
+    """Return how many bytes a body is said to have, 0 if that is not said."""
     text = request.META.get("CONTENT_LENGTH") or "0"
-    if text.isdigit() and int(text) > limit:
+    length = int(text) if text.isascii() and text.isdigit() else 0
+    if length > limit:
         raise _too_large(limit)
+    return length
 
 
 def _too_large(limit: int) -> Fault:
@@ -245,30 +265,48 @@ def _too_large(limit: int) -> Fault:
 
 
 def _read(request: HttpRequest, limit: int) -> bytes:
-    _announced(request, limit)
-    try:
-        raw: bytes = _source(request).read(limit + 1)
-    except (UnreadablePostError, OSError) as error:
-        raise errors.RequestBodyUnreadable("The request body could not be read to its end.") from error
+    announced = _announced(request, limit)
+    cut: Exception | None = None
+    raw = b""
+    with patience.reading(request.META.get("gunicorn.socket"), BODY_SECONDS) as wait:
+        try:
+            raw = _source(request).read(limit + 1)
+        except (UnreadablePostError, OSError) as error:
+            cut = error
+        over = wait.over
     if len(raw) > limit:
         raise _too_large(limit)
+    if cut is not None or len(raw) < announced:
+        raise _unfinished(over) from cut
     return raw
+
+
+def _unfinished(over: bool) -> Fault:
+    """Return why a body came to no end: its time was up, or the connection."""
+    if over:
+        return errors.RequestTimeout("The request body did not arrive in time. Send it at once.")
+    return errors.RequestBodyUnreadable("The request body could not be read to its end.")
 
 
 def receive(request: HttpRequest, limit: int) -> Path:
     """Stream a body to a temporary file; the caller removes it."""
-    _announced(request, limit)
+    announced = _announced(request, limit)
     source = _source(request)
     path: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile(prefix="unkey-upload-", delete=False) as file:
+        with (
+            tempfile.NamedTemporaryFile(prefix="unkey-upload-", delete=False) as file,
+            patience.reading(request.META.get("gunicorn.socket"), UPLOAD_SECONDS) as wait,
+        ):
             path = Path(file.name)
             size = 0
-            while chunk := _chunk(source):
+            while chunk := _chunk(source, wait):
                 size += len(chunk)
                 if size > limit:
                     raise _too_large(limit)
                 file.write(chunk)
+            if size < announced:
+                raise _unfinished(wait.over)
         return path
     except (OSError, Fault) as error:
         if path is not None:
@@ -280,11 +318,11 @@ def receive(request: HttpRequest, limit: int) -> Path:
         raise kept from error
 
 
-def _chunk(source: Any) -> bytes:
+def _chunk(source: Any, wait: Wait) -> bytes:
     try:
         chunk: bytes = source.read(_CHUNK)
     except (UnreadablePostError, OSError) as error:
-        raise errors.RequestBodyUnreadable("The request body could not be read to its end.") from error
+        raise _unfinished(wait.over) from error
     return chunk
 
 

@@ -184,8 +184,8 @@ class Checker:
 
     def violations(self, value: Any) -> list[Violation]:
         """Return every fault of a decoded JSON value, at most 50 of them, each with its location."""
-        if _deeper(value, _MAX_DEPTH):
-            return [Violation(f"the body is nested deeper than {_MAX_DEPTH} levels", "body")]
+        if found_first := _flaw(value, _MAX_DEPTH):
+            return [found_first]
         if self._validator.is_valid(value):
             return []
         found: list[Violation] = []
@@ -204,12 +204,41 @@ class Checker:
         return _redact(self.schema, value) if self._redacts else value
 
 
+def _flaw(value: Any, levels: int) -> Violation | None:
+    """Return what keeps a decoded value from being looked at: it is too deep, or a number has no 64 bits."""
+    if _deeper(value, levels):
+        return Violation(f"the body is nested deeper than {levels} levels", "body")
+    path = _oversized(value)
+    if path is None:
+        return None
+    here = location(path)
+    return Violation(f"the number at {here} does not fit 64 bits", here, "Send large numbers as texts.")
+
+
 def _deeper(value: Any, levels: int) -> bool:
     if isinstance(value, dict):
         return levels == 0 or any(_deeper(item, levels - 1) for item in value.values())
     if isinstance(value, list):
         return levels == 0 or any(_deeper(item, levels - 1) for item in value)
     return False
+
+
+def _oversized(value: Any) -> list[str | int] | None:
+    """Return the path to the first integer beyond 64 bits, None if there is none."""
+    if isinstance(value, int):
+        return None if -INT64 - 1 <= value <= 2 * INT64 + 1 else []
+    entries: Iterable[tuple[str | int, Any]]
+    if isinstance(value, dict):
+        entries = value.items()
+    elif isinstance(value, list):
+        entries = enumerate(value)
+    else:
+        return None
+    for name, item in entries:
+        path = _oversized(item)
+        if path is not None:
+            return [name, *path]
+    return None
 
 
 def _mentions(schema: Any, words: tuple[str, ...]) -> bool:

@@ -3,17 +3,20 @@
 import dataclasses
 import json
 import re
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import OperationalError
-from django.test import Client
+from django.http import HttpResponse
+from django.test import Client, RequestFactory
 from structlog.testing import capture_logs
 
 from apps.audit.models import AuditLog
 from apps.keys import queries, services
 from apps.quota.models import Limits
+from unkey.env import env
 from unkey.rpc import pipeline
 from unkey.rpc.authorization import T
 from unkey.rpc.call import Call
@@ -331,3 +334,114 @@ def test_an_archive_is_not_read_for_somebody_who_may_not_send_it(
         )
         assert response.status_code == status
     assert received == []
+
+
+@pytest.mark.parametrize(
+    ("content", "locations"),
+    [
+        ('{"name": "abc", "name": "abd"}', ["body.name"]),
+        ('{"name": "abc", "n\\u0061me": "abd"}', ["body.name"]),
+        ('{"a": [{"b": 1, "b": 2}], "c": 1, "c": {"d": 1, "d": 1}}', ["body.c", "body.a[0].b", "body.c.d"]),
+    ],
+)
+def test_a_name_that_is_given_twice_is_refused_with_its_location(content: str, locations: list[str]) -> None:
+    response = post("/v2/apis.createApi", content, Authorization="Bearer x")
+    assert response.status_code == 400
+    assert [fault["location"] for fault in json.loads(response.content)["error"]["errors"]] == locations
+
+
+@pytest.mark.parametrize(
+    "number", ["1e400", "-1e999999", "9" * 5000, "18446744073709551616", "-9223372036854775809"]
+)
+def test_a_number_beyond_64_bits_is_refused_wherever_it_is(number: str) -> None:
+    content = f'{{"externalId": "ada", "meta": {{"a": [1, {number}]}}}}'
+    response = post("/v2/identities.createIdentity", content, Authorization="Bearer x")
+    assert response.status_code == 400
+    (fault,) = json.loads(response.content)["error"]["errors"]
+    assert fault["location"] in ("body", "body.meta.a[1]")
+    assert "number" in fault["message"].lower() or "range" in fault["message"]
+
+
+def test_pages_of_any_origin_may_call_unless_the_setting_names_some(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(origin: str) -> Any:
+        headers = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        return tenant.client.options("/v2/apis.createApi", headers=headers)
+
+    anybody = ask("https://app.example.com")
+    assert anybody.status_code == 204
+    assert anybody["Access-Control-Allow-Origin"] == "*"
+    assert "Authorization" in anybody["Access-Control-Allow-Headers"]
+    assert "Access-Control-Allow-Credentials" not in anybody.headers
+    answer = tenant.send("apis.createApi", {"name": "abc"}, Origin="https://app.example.com")
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+    refused = tenant.send("apis.createApi", {}, Origin="https://app.example.com")
+    assert refused.headers["Access-Control-Allow-Origin"] == "*"
+    assert "Access-Control-Allow-Origin" not in tenant.send("apis.createApi", {"name": "abc"}).headers
+
+    monkeypatch.setitem(env._values, "CORS_ORIGINS", ("https://app.example.com",))
+    assert ask("https://app.example.com")["Access-Control-Allow-Origin"] == "https://app.example.com"
+    assert "Access-Control-Allow-Origin" not in ask("https://evil.example.com").headers
+    # Without the header that makes it a preflight, OPTIONS is a method like another.
+    assert tenant.client.options("/v2/apis.createApi").status_code == 405
+
+
+HOSTILE = [
+    "'; DROP TABLE keys_key; --",
+    '" OR ""="',
+    "a\r\nSet-Cookie: stolen=1",
+    "a\nlevel=error event=forged",
+    "\x00\x1b[2J",
+    "../../etc/passwd",
+    "{{7*7}}${7*7}<script>alert(1)</script>",
+    "\u202eevil",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_texts_are_texts(tenant: Tenant, text: str) -> None:
+    """As values they come back as they were; where they do not fit they are refused; no header is made of them."""
+    made = tenant.full("apis.createApi", {"name": text})
+    assert tenant("apis.getApi", {"apiId": made["data"]["apiId"]})["name"] == text
+    for operation, body in (
+        ("apis.getApi", {"apiId": text}),
+        ("keys.verifyKey", {"key": text, "permissions": text}),
+        ("identities.listIdentities", {"search": text, "cursor": text}),
+        ("permissions.getRole", {"role": text}),
+        ("nothing." + text.replace("\x00", "0"), {}),
+    ):
+        answer = tenant.send(operation, body)
+        assert answer.status in (200, 400, 404), (operation, answer.body)
+        assert "Set-Cookie" not in answer.headers
+        assert set(answer.body) >= {"meta"}
+
+
+def test_a_forged_line_does_not_get_into_the_log(tenant: Tenant, capfd: pytest.CaptureFixture[str]) -> None:
+    forged = "a\nlevel=error event=forged"
+    agent = "x" * 5000
+    tenant("apis.createApi", {"name": forged}, **{"User-Agent": agent})
+    out = "".join(capfd.readouterr())
+    assert not [line for line in out.splitlines() if line.startswith("level=error event=forged")]
+    with unscoped("test"):
+        assert AuditLog.objects.get(event="api.create").user_agent == agent[:512]
+
+
+@pytest.mark.parametrize("hangs_up", [False, True])
+def test_who_does_not_send_the_whole_body_is_cut_off(
+    monkeypatch: pytest.MonkeyPatch, rf: RequestFactory, hangs_up: bool
+) -> None:
+    monkeypatch.setattr(pipeline, "BODY_SECONDS", 60 if hangs_up else 0.1)
+    server, sender = socket.socketpair()
+    with server, sender, server.makefile("rb") as body:
+        sender.sendall(b'{"name": ')
+        if hangs_up:
+            sender.close()
+        request = rf.post("/v2/apis.createApi", content_type="application/json")
+        request.META |= {"gunicorn.socket": server, "CONTENT_LENGTH": "100"}
+        request._stream = body
+        response = pipeline.Rpc(lambda _: HttpResponse()).answer(request)
+    error = json.loads(response.content)["error"]
+    assert (error["status"], error["type"].rpartition("/")[2]) == (
+        (400, "request_body_unreadable") if hangs_up else (408, "request_timeout")
+    )
