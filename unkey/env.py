@@ -481,6 +481,11 @@ class Env:
             raise BadSetting(f"{setting.name} must be a {setting.kind}{shown}: {setting.help}") from None
 
     @property
+    def limits_folder(self) -> Path:
+        """Where the processes of this machine share the counts of rate limits."""
+        return Path(self.UNKEY_VAR) / "limits"
+
+    @property
     def web_url(self) -> str:
         """Base URL of web, without a trailing slash."""
         return str(self.WEB_URL or f"http://{self.local_address}:{self.WEB_PORT}").rstrip("/")

@@ -3,7 +3,6 @@
 The edge answers the same operation from memory; this is what a caller gets who asks web directly.
 """
 
-import threading
 import time
 from typing import Any
 
@@ -16,13 +15,10 @@ from apps.workspaces.services import hash_of
 from edge.store import records
 from edge.telemetry.facts import key_facts
 from edge.verify import permissions, steps
-from edge.verify.limiter import Limiter
 from unkey import clock
 from unkey.rpc.call import Call
+from unkey.rpc.limiter import process_limiter
 from unkey.telemetry import telemetry
-
-_limiter = Limiter()
-_limiter_lock = threading.Lock()
 
 
 def find_key(plaintext: str) -> Key | None:
@@ -56,8 +52,7 @@ def verify(key: Key, body: dict[str, Any], remote_ip: str) -> steps.Verdict:
         check_ip=True,
     )
     subject = _subject(key)
-    with _limiter_lock:
-        verdict = steps.verify(subject, request, _limiter, clock.now_ms())
+    verdict = steps.verify(subject, request, process_limiter(), clock.now_ms())
     cost = steps.credit_cost(verdict, body.get("credits", {}).get("cost"))
     if cost is not None:
         _spend(key, cost, verdict)

@@ -42,13 +42,11 @@ def live_overrides(namespace: Namespace) -> "QuerySet[Override]":
     return Override.objects.filter(namespace=namespace, deleted_at=None)
 
 
-def candidates(pairs: Collection[tuple[Namespace, str]]) -> "QuerySet[Override]":
+def candidates(namespace_ids: Collection[str], identifiers: Collection[str]) -> "QuerySet[Override]":
     """Return the overrides that may apply to identifiers: those of the same text, and patterns."""
-    namespaces = {namespace.pk for namespace, _ in pairs}
-    identifiers = {identifier for _, identifier in pairs}
     return Override.objects.filter(
-        Q(identifier__in=identifiers) | Q(identifier__contains="*"),
-        namespace_id__in=namespaces,
+        Q(identifier__in=set(identifiers)) | Q(identifier__contains="*"),
+        namespace_id__in=namespace_ids,
         deleted_at=None,
     )
 

@@ -1,12 +1,13 @@
-"""The API listener: `keys.verifyKey` from memory, everything else streamed to web.
+"""The API listener: `keys.verifyKey` and rate limits from memory, everything else streamed to web.
 
 One base URL serves a whole SDK: what this edge does not answer itself is web's.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -18,11 +19,10 @@ from unkey.errors import Fault, FrontlineInternalError, RouteNotFound, ServiceUn
 
 log = logging.getLogger(__name__)
 
-_VERIFY = b"/v2/keys.verifyKey"
 _BODY_BYTES = 10 * 1024 * 1024
 # Headers of the API's own contract that begin as those that only an edge may set.
 _OF_CLIENTS = (b"x-unkey-client", b"x-unkey-digest", b"x-unkey-metrics")
-_TOLD = (b"authorization", b"content-type", b"accept")
+_TOLD = (b"authorization", b"content-type", b"accept", b"user-agent", b"x-unkey-metrics")
 _OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: "
 _PLAIN = {"content-type": "application/json"}
 
@@ -41,11 +41,34 @@ class VerifyKey(Protocol):
         """Answer a request that was answered before, with its JSON body; None: it has to be handled."""
 
 
+class Limits(Protocol):
+    """What the listener needs of `edge.verify.ratelimits.Ratelimits`."""
+
+    def handle_limit(
+        self, headers: Mapping[str, str], body: bytes, remote_ip: str
+    ) -> Answer | Awaitable[Answer]:
+        """Answer `POST /v2/ratelimit.limit`: status, JSON body, extra headers."""
+
+    def handle_multi_limit(
+        self, headers: Mapping[str, str], body: bytes, remote_ip: str
+    ) -> Answer | Awaitable[Answer]:
+        """Answer `POST /v2/ratelimit.multiLimit`: status, JSON body, extra headers."""
+
+    def quick_limit(self, authorization: bytes, remote_ip: bytes, body: bytes) -> bytes | None:
+        """Answer `POST /v2/ratelimit.limit` with its JSON body; None: it has to be handled."""
+
+
+class _Operation(NamedTuple):
+    handle: Callable[[Mapping[str, str], bytes, str], Answer | Awaitable[Answer]]
+    quick: Callable[[bytes, bytes, bytes], bytes | None] | None = None
+
+
 class Api:
     """Serves the `/v2` API on the edge.
 
     Args:
         verifier: answers `keys.verifyKey`.
+        limits: answers `ratelimit.limit` and `ratelimit.multiLimit`.
         pool: connections to web.
         web_url: base URL of web, `http://host:port`.
 
@@ -53,38 +76,48 @@ class Api:
         ValueError: `web_url` is not plain HTTP.
     """
 
-    def __init__(self, verifier: VerifyKey, pool: Pool, web_url: str) -> None:
+    def __init__(self, verifier: VerifyKey, limits: Limits, pool: Pool, web_url: str) -> None:
         url = urlsplit(web_url)
         if url.scheme != "http" or not url.hostname:
             raise ValueError(f"WEB_URL must be http://host:port, not {web_url}")
         host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
         self._web = (f"{host}:{url.port or 80}",)
-        self._verifier = verifier
+        self._own = {
+            b"/v2/keys.verifyKey": _Operation(verifier.handle_verify_key, verifier.quick_verify_key),
+            b"/v2/ratelimit.limit": _Operation(limits.handle_limit, limits.quick_limit),
+            b"/v2/ratelimit.multiLimit": _Operation(limits.handle_multi_limit),
+        }
         self._pool = pool
         self._answering: set[asyncio.Task[None]] = set()
 
     def handle(self, request: Request) -> None:
         """Answer one request; a `Server` calls this."""
-        if request.target == _VERIFY and request.method == b"POST":
-            request.read_body(_BODY_BYTES, self._verify, self.refuse)
+        own = self._own.get(request.target)
+        if own is not None and request.method == b"POST":
+            request.read_body(_BODY_BYTES, partial(self._ask, own), self.refuse)
         elif request.target.startswith(b"/v2/"):
             forward(request, self._pool, self._web, request_lines=_own_headers(request), refuse=self.refuse)
         else:
             self.refuse(request, RouteNotFound("This port serves the API, at /v2/."))
 
     def quick(self, head: Head, body: bytes, peer: bytes) -> bytes | None:
-        """Answer a verification from memory, with the whole response; a `Server` asks this first."""
+        """Answer a request from memory, with the whole response; a `Server` asks this first."""
         told = head.told
-        if told is None:  # no verification has come with this head
+        if told is None:  # nothing of our own has come with this head
             return None
-        answer = self._verifier.quick_verify_key(told.authorization, peer, body)
+        quick = self._own[head.target].quick
+        if quick is None or "x-unkey-metrics" in told.headers:
+            return None
+        answer = quick(told.authorization, peer, body)
         if answer is None:
             return None
         return b"%b%d\r\n\r\n%b" % (_OK, len(answer), answer)
 
-    def _verify(self, request: Request, body: bytes) -> None:
-        headers = self._headers(request.head)
-        answer = self._verifier.handle_verify_key(headers, body, request.peer.decode())
+    def _ask(self, own: _Operation, request: Request, body: bytes) -> None:
+        try:
+            answer = own.handle(self._headers(request.head), body, request.peer.decode())
+        except Exception:
+            return self._failed(request)
         if isinstance(answer, tuple):
             return self._answer(request, answer)
         task = asyncio.get_running_loop().create_task(self._answer_later(request, answer))
@@ -95,8 +128,11 @@ class Api:
         try:
             self._answer(request, await answering)
         except Exception:
-            log.exception("a verification failed", extra={"request_id": request.id})
-            self.refuse(request, UnexpectedError("The verification failed; try again."))
+            self._failed(request)
+
+    def _failed(self, request: Request) -> None:
+        log.exception("an operation failed", extra={"request_id": request.id})
+        self.refuse(request, UnexpectedError("The request could not be answered; try again."))
 
     @staticmethod
     def _headers(head: Head) -> Mapping[str, str]:

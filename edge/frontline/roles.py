@@ -20,6 +20,7 @@ from edge.http.upstream import Pool
 from edge.store.store import Store
 from edge.telemetry.events import telemetry_of
 from edge.telemetry.metrics import Registry, Sample, histogram
+from edge.verify.ratelimits import Ratelimits
 from edge.verify.verifier import Verifier
 
 log = structlog.get_logger("edge")
@@ -52,7 +53,8 @@ class Edge:
         self._control_plane: ControlPlane | None = None
         self._add("metrics", "EDGE_METRICS_PORT", Operations(self.registry, self._is_ready).handle)
         if env.EDGE_ROLE in ("all", "api"):
-            api = Api(self.verifier, self.pool, env.web_url)
+            limits = Ratelimits(self.verifier, self.telemetry)
+            api = Api(self.verifier, limits, self.pool, env.web_url)
             self._add("api", "EDGE_API_PORT", api.handle, quick=api.quick, refuse=api.refuse)
         if env.EDGE_ROLE in ("all", "frontline"):
             self._control_plane = ControlPlane(env.web_url, env.secret("AGENT_TOKEN"), env.EDGE_ID)

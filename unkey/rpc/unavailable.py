@@ -12,7 +12,6 @@ _DEPLOY = "Use deployments.{}, which replaces it."
 _GITHUB = "GitHub is not connected to this installation; deploy an image or a source folder."
 _BUILD_LOGS = "Builds leave no log of their own yet; deployments.listSteps says what they did."
 _ANALYTICS = "The analytics gateway is not served yet; verifications are kept as events."
-_RATELIMIT = "Standalone rate limits are not served yet; limits of keys and identities are."
 
 WAITING: dict[str, str] = {
     "analytics.getGatewayRequests": _ANALYTICS,
@@ -39,12 +38,6 @@ WAITING: dict[str, str] = {
     "portal.rerollKey": _PORTAL,
     "portal.revokeSession": _PORTAL,
     "portal.updatePortal": _PORTAL,
-    "ratelimit.deleteOverride": _RATELIMIT,
-    "ratelimit.getOverride": _RATELIMIT,
-    "ratelimit.limit": _RATELIMIT,
-    "ratelimit.listOverrides": _RATELIMIT,
-    "ratelimit.multiLimit": _RATELIMIT,
-    "ratelimit.setOverride": _RATELIMIT,
 }
 """Operation to what it waits for, and what to do meanwhile."""
 

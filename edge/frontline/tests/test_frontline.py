@@ -270,7 +270,7 @@ def test_requests_pass_over_tls(rig, records, frontline):
 
 
 class Answers:
-    """Answers `keys.verifyKey`, now or later."""
+    """Answers `keys.verifyKey` and rate limits, now or later."""
 
     def __init__(self, *, late=False, quick=False):
         self.late = late
@@ -289,6 +289,9 @@ class Answers:
     async def _later(self, answer):
         return answer
 
+    quick_limit = quick_verify_key
+    handle_limit = handle_multi_limit = handle_verify_key
+
 
 VERIFY = b"POST /v2/keys.verifyKey HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer root\r\n%b\r\n"
 
@@ -296,7 +299,7 @@ VERIFY = b"POST /v2/keys.verifyKey HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer 
 @pytest.mark.parametrize("late", [False, True])
 def test_verify_key_is_answered_here_and_the_rest_by_web(rig, late):
     web, answers = rig.origin(says("web")), Answers(late=late)
-    client = rig.client(rig.serve(Api(answers, rig.pool, f"http://{web.address}").handle))
+    client = rig.client(rig.serve(Api(answers, answers, rig.pool, f"http://{web.address}").handle))
 
     status, headers, body = client.send(VERIFY % b"Content-Length: 2\r\n" + b"{}").answer()
     assert (status, headers["content-type"], body) == (200, "application/json", b'{"ok":true}')
@@ -314,7 +317,7 @@ def test_verify_key_is_answered_here_and_the_rest_by_web(rig, late):
 
 def test_a_verification_that_can_be_answered_at_once_is_and_any_other_takes_the_usual_way(rig):
     web, answers = rig.origin(says("web")), Answers(quick=True)
-    api = Api(answers, rig.pool, f"http://{web.address}")
+    api = Api(answers, answers, rig.pool, f"http://{web.address}")
     server = rig.serve(api.handle, quick=api.quick)
     client = rig.client(server)
     post = VERIFY % b"Content-Length: 2\r\n"
@@ -343,7 +346,7 @@ def test_a_verification_that_can_be_answered_at_once_is_and_any_other_takes_the_
 
 def test_bodies_of_several_lengths_are_answered_at_once_each(rig):
     web, answers = rig.origin(says("web")), Answers(quick=True)
-    api = Api(answers, rig.pool, f"http://{web.address}")
+    api = Api(answers, answers, rig.pool, f"http://{web.address}")
     server = rig.serve(api.handle, quick=api.quick)
     client = rig.client(server)
     bodies = [b"{" + b" " * spaces + b"}" for spaces in (0, 1, 2)]
@@ -360,7 +363,7 @@ def test_bodies_of_several_lengths_are_answered_at_once_each(rig):
 
 
 def test_without_web_the_api_says_so_in_its_envelope(rig):
-    api = Api(Answers(), rig.pool, f"http://127.0.0.1:{free_port()}")
+    api = Api(Answers(), Answers(), rig.pool, f"http://127.0.0.1:{free_port()}")
     client = rig.client(rig.serve(api.handle))
     status, headers, body = client.send(
         b"GET /v2/liveness HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n"
@@ -373,7 +376,7 @@ def test_without_web_the_api_says_so_in_its_envelope(rig):
 
 
 def test_a_body_that_is_too_large_for_verify_key_is_refused_in_the_envelope(rig):
-    client = rig.client(rig.serve(Api(Answers(), rig.pool, "http://127.0.0.1:1").handle))
+    client = rig.client(rig.serve(Api(Answers(), Answers(), rig.pool, "http://127.0.0.1:1").handle))
     status, _, body = client.send(VERIFY % b"Content-Length: 10485761\r\n").answer()
     assert (status, json.loads(body)["error"]["status"]) == (413, 413)
 
@@ -421,7 +424,7 @@ class Faulty(Answers):
 
 
 def api_server(rig, answers, web_url="http://127.0.0.1:1", **options):
-    api = Api(answers, rig.pool, web_url)
+    api = Api(answers, answers, rig.pool, web_url)
     return rig.serve(api.handle, quick=api.quick, refuse=api.refuse, **options)
 
 

@@ -169,6 +169,18 @@ def _account(call: Recorder) -> None:
     call("rootKeys.deleteKey", {"keyId": again["keyId"]})
 
 
+def _ratelimits(call: Recorder) -> None:
+    limit = {"namespace": "mails", "identifier": "user-1", "limit": 9, "duration": 60_000}
+    call("ratelimit.limit", limit)
+    name = {"namespace": "mails", "identifier": "user-*"}
+    call("ratelimit.setOverride", {**name, "limit": 0, "duration": 60_000})
+    call("ratelimit.limit", limit)
+    call("ratelimit.multiLimit", [limit, {**limit, "identifier": "other", "cost": 2}])
+    call("ratelimit.getOverride", name)
+    call("ratelimit.listOverrides", {"namespace": "mails", "limit": 1})
+    call("ratelimit.deleteOverride", name)
+
+
 def _deployments(call: Recorder, api: str) -> None:
     call("projects.createProject", {"name": "Shop", "slug": "shop"})
     project = {"project": "shop"}
@@ -236,6 +248,7 @@ def test_every_answer_is_read_wholly_by_the_published_models(tenant: Tenant) -> 
     api = _keys(call)
     _identities(call)
     _permissions(call)
+    _ratelimits(call)
     _account(call)
     _deployments(call, api)
     call.refused("apis.createApi", {}, 400)
