@@ -61,8 +61,8 @@ def run(
     """Send requests on kept connections, from one core.
 
     Args:
-        paths: paths to ask in rotation, instead of the URL's.
-        bodies: bodies to send in rotation; one path or one body goes with all of the others.
+        paths: paths to ask in rotation, instead of the URL's; of one line each.
+        bodies: bodies to send in rotation, of one line each; one path or one body goes with all of the others.
 
     Raises:
         subprocess.CalledProcessError: the generator failed.
@@ -78,14 +78,21 @@ def run(
     }
     if shutil.which("wrk"):
         return _wrk(core, job)
-    command = pinned(core, [sys.executable, "-m", "benchmarks.load", json.dumps(job)])
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    command = pinned(core, [sys.executable, "-m", "benchmarks.load"])
+    done = subprocess.run(
+        command, cwd=ROOT, check=True, capture_output=True, text=True, input=json.dumps(job)
+    )
     return Result(**json.loads(done.stdout))
 
 
 _SCRIPT = """
 wrk.method = "%s"
-local paths, bodies, texts, next = {%s}, {%s}, {}, 0
+local function lines(path)
+  local found = {}
+  for line in io.lines(path) do found[#found + 1] = line end
+  return found
+end
+local paths, bodies, texts, next = lines("%s"), lines("%s"), {}, 0
 init = function(args)
   for index = 1, math.max(#paths, #bodies, 1) do
     local path = paths[(index - 1) %% math.max(#paths, 1) + 1]
@@ -113,13 +120,16 @@ end
 def _wrk(core: int, job: dict[str, object]) -> Result:
     headers = job["headers"]
     assert isinstance(headers, dict)
-    with tempfile.NamedTemporaryFile("w", suffix=".lua") as script:
-        lists = [", ".join(map(json.dumps, cast(list[str], job[name]))) for name in ("paths", "bodies")]
-        script.write(_SCRIPT % (job["method"], *lists))
-        script.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        # Files: a Lua program has room for 65,536 constants.
+        files = [Path(folder) / name for name in ("paths", "bodies")]
+        for file in files:
+            file.write_text("".join(f"{line}\n" for line in cast(list[str], job[file.name])))
+        script = Path(folder) / "load.lua"
+        script.write_text(_SCRIPT % (job["method"], *files))
         options = ["-t1", f"-c{job['connections']}", f"-d{max(1, round(float(str(job['seconds']))))}s"]
         named = [text for name, value in headers.items() for text in ("-H", f"{name}: {value}")]
-        command = pinned(core, ["wrk", *options, "-s", script.name, *named, str(job["url"])])
+        command = pinned(core, ["wrk", *options, "-s", str(script), *named, str(job["url"])])
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = re.search(r"RESULT (\S+) (\S+) (\S+) (\d+)", done.stdout)
     if found is None:
@@ -214,4 +224,4 @@ async def _python(job: dict[str, object]) -> Result:
 if __name__ == "__main__":
     import uvloop
 
-    print(json.dumps(asdict(uvloop.run(_python(json.loads(sys.argv[1]))))))
+    print(json.dumps(asdict(uvloop.run(_python(json.load(sys.stdin))))))

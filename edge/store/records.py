@@ -85,7 +85,7 @@ class SealedCertificate(Struct, frozen=True):
     version: int
 
 
-class Workspace(Struct, frozen=True):
+class Workspace(Struct, frozen=True, gc=False):
     """A tenant; stream `keys:<shard>`.
 
     Args:
@@ -98,7 +98,7 @@ class Workspace(Struct, frozen=True):
     requests_per_minute: int | None = None
 
 
-class RootKey(Struct, frozen=True):
+class RootKey(Struct, frozen=True, gc=False):
     """A key that manages a workspace; `hash` is base64(SHA-256(text)); stream `keys:<shard>`."""
 
     id: str
@@ -111,7 +111,7 @@ class RootKey(Struct, frozen=True):
     deleted: bool = False
 
 
-class Api(Struct, frozen=True):
+class Api(Struct, frozen=True, gc=False):
     """An API, found by its key space; `ip_whitelist` holds addresses and CIDR ranges."""
 
     id: str
@@ -122,7 +122,7 @@ class Api(Struct, frozen=True):
     deleted: bool = False
 
 
-class Ratelimit(Struct, frozen=True):
+class Ratelimit(Struct, frozen=True, gc=False):
     """A configured limit of a key or an identity: `limit` per `duration` milliseconds."""
 
     id: str
@@ -132,7 +132,7 @@ class Ratelimit(Struct, frozen=True):
     auto_apply: bool
 
 
-class Identity(Struct, frozen=True):
+class Identity(Struct, frozen=True, gc=False):
     """Who holds keys; its limits are shared among them."""
 
     id: str
@@ -144,7 +144,7 @@ class Identity(Struct, frozen=True):
     deleted: bool = False
 
 
-class Role(Struct, frozen=True):
+class Role(Struct, frozen=True, gc=False):
     """A named set of permission slugs."""
 
     id: str
@@ -154,7 +154,7 @@ class Role(Struct, frozen=True):
     version: int
 
 
-class KeyRecord(Struct, frozen=True):
+class KeyRecord(Struct, frozen=True, gc=False):
     """An API key; its API, identity, roles and workspace are referred to by id.
 
     Args:

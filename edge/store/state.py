@@ -7,6 +7,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
+from msgspec.structs import replace
+
 from edge.store.held import Table
 from edge.store.records import (
     Absence,
@@ -17,6 +19,7 @@ from edge.store.records import (
     KeyRecord,
     Namespace,
     Override,
+    Ratelimit,
     Record,
     Role,
     RootKey,
@@ -25,6 +28,8 @@ from edge.store.records import (
     Workspace,
 )
 from edge.verify.namespaces import Space
+
+_SAME = 10_000
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -102,6 +107,7 @@ class State:
         self.absent_keys: Lru[str, float] = Lru(absent_capacity)
         self.absent_root_keys: Lru[str, float] = Lru(absent_capacity)
         self.applied: dict[str, int] = {}
+        self._same: dict[Any, Any] = {}
 
     def certificate(self, server_name: str) -> Certificate | None:
         """Return the certificate for a host name: exact, else the wildcard of its first label."""
@@ -250,7 +256,7 @@ class State:
         known = self.identities.peek(record.id)
         if known is not None and known.version >= record.version:
             return False
-        self.identities.put(record.id, record)
+        self.identities.put(record.id, replace(record, ratelimits=self._slim_limits(record.ratelimits)))
         return True
 
     def _apply_key(self, record: KeyRecord) -> bool:
@@ -261,11 +267,45 @@ class State:
         if previous_hash is not None and previous_hash != record.hash:
             self.keys.pop(previous_hash)
         self.absent_keys.pop(record.hash)
+        record = self._slim(record)
         self.hash_of[record.id] = record.hash
         for left in self.keys.put(record.hash, record):
             if self.hash_of.get(left.id) == left.hash:
                 del self.hash_of[left.id]
         return True
+
+    def _slim(self, record: KeyRecord) -> KeyRecord:
+        """Return the same record, with one object for what many keys have in common."""
+        same = self._one
+        identity = None if record.identity_id is None else self.identities.peek(record.identity_id)
+        return replace(
+            record,
+            workspace_id=same(record.workspace_id),
+            key_space_id=same(record.key_space_id),
+            api_id=same(record.api_id),
+            permissions=same(record.permissions),
+            role_ids=same(record.role_ids),
+            identity_id=record.identity_id if identity is None else identity.id,
+            ratelimits=self._slim_limits(record.ratelimits),
+            meta={
+                same(name): same(each) if isinstance(each, str) else each
+                for name, each in record.meta.items()
+            },
+        )
+
+    def _slim_limits(self, ratelimits: tuple[Ratelimit, ...]) -> tuple[Ratelimit, ...]:
+        same = self._one
+        return tuple(
+            Ratelimit(each.id, same(each.name), same(each.limit), same(each.duration), each.auto_apply)
+            for each in ratelimits
+        )
+
+    def _one(self, value: _V) -> _V:
+        """Return an equal object that came before, if it is remembered; for texts, counts, tuples of texts."""
+        if len(self._same) > _SAME:
+            self._same.clear()
+        found: _V = self._same.setdefault(value, value)
+        return found
 
     _appliers: dict[type, Callable[["State", Any], bool]] = {
         Route: _apply_route,

@@ -13,7 +13,6 @@ from typing import NamedTuple, Protocol
 from msgspec import Struct
 
 MIN_DURATION_MS = 1000
-_ALONE = (0, 0)
 
 Counter = tuple[str, str, str, int]
 """Who is counted: (workspace, namespace, identifier, duration in ms)."""
@@ -186,6 +185,34 @@ class Limiter:
                     self.sharing.put(window.place, window.sequence, until, window.current)
         return passed, outcomes
 
+    def take(self, limits: Sequence[Limit], now_ms: int) -> list[tuple[int, int]] | None:
+        """Ask valid limits of different counters, for who cannot go on if one is exceeded.
+
+        Returns:
+            what remains of each and when its window ends; None: nothing was counted, `check_all` tells why.
+        """
+        windows, taken = [], []
+        for limit in limits:
+            counter = limit.counter
+            duration = counter[3]
+            window = self._windows.get(counter)
+            if window is None or window.sequence != now_ms // duration:
+                window = self._window(counter, now_ms)
+            remaining = limit.limit - limit.cost - self._counted(window, duration, now_ms)
+            if remaining < 0:
+                return None
+            windows.append(window)
+            taken.append((remaining, (window.sequence + 1) * duration))
+        for window, limit, (_, reset) in zip(windows, limits, taken, strict=True):
+            if self._touched is not None:
+                self._touched[limit.counter] = None
+            if limit.cost:
+                window.current += limit.cost
+                if window.place >= 0 and self.sharing is not None:
+                    until = reset + limit.counter[3]
+                    self.sharing.put(window.place, window.sequence, until, window.current)
+        return taken
+
     def sweep(self, now_ms: int) -> int:
         """Forget counters that no longer weigh on any check; return how many."""
         stale = [
@@ -270,10 +297,12 @@ class Limiter:
     def _counted(self, window: _Window, duration: int, now_ms: int) -> int:
         """Return what weighs on a check at a moment: of the window, and what is left of the one before."""
         sharing = self.sharing
-        until = (window.sequence + 2) * duration
-        current, previous = _ALONE if sharing is None else sharing.others(window.mark, until, duration)
-        current += window.current + window.far
-        previous += window.previous + window.far_previous
+        current = window.current + window.far
+        previous = window.previous + window.far_previous
+        if sharing is not None:
+            others = sharing.others(window.mark, (window.sequence + 2) * duration, duration)
+            current += others[0]
+            previous += others[1]
         if not previous:
             return current
         # A clock that was set back must not weigh the previous window by more than all of it.

@@ -70,9 +70,10 @@ class Grants:
         roles: whose slugs count as well.
     """
 
-    __slots__ = ("permissions", "role_names", "text")
+    __slots__ = ("permissions", "role_names", "roles", "text")
 
     def __init__(self, permissions: Sequence[str], roles: Sequence[Role]) -> None:
+        self.roles = tuple(roles)
         self.role_names = tuple(sorted(role.name for role in roles))
         self.permissions = frozenset(permissions).union(*(role.permissions for role in roles))
         #: Their part of an answer, as JSON.
@@ -116,8 +117,7 @@ class Subject:
     """
 
     __slots__ = (
-        "api", "automatic", "blocked", "epoch", "grants", "holder", "identity", "key", "limits", "roles",
-        "workspace",
+        "_own", "api", "automatic", "blocked", "epoch", "grants", "holder", "key", "limits", "workspace",
     )  # fmt: skip
 
     def __init__(
@@ -134,9 +134,8 @@ class Subject:
         self.key = key
         self.workspace = workspace
         self.api = api
-        self.identity = identity
-        self.roles = tuple(roles)
         self.epoch = 0
+        self._own = b""
         self.grants = Grants(key.permissions, roles) if grants is None else grants
         self.holder = Holder(identity) if holder is None and identity is not None else holder
         self.limits: tuple[Applied, ...] = () if self.holder is None else self.holder.limits
@@ -148,6 +147,11 @@ class Subject:
         automatic = tuple(applied for applied in self.limits if applied.ratelimit.auto_apply)
         self.automatic = self.limits if automatic == self.limits else automatic
         self.blocked = _blocked(key, workspace, api)
+
+    @property
+    def identity(self) -> Identity | None:
+        """Who holds the key."""
+        return None if self.holder is None else self.holder.identity
 
     @property
     def role_names(self) -> tuple[str, ...]:
@@ -171,6 +175,12 @@ class Subject:
     @property
     def head(self) -> bytes:
         """The fields of an answer that do not change between verifications, as JSON without braces."""
+        own = self._own or self._written()
+        holder = self.holder
+        return b"%b%b%b" % (own, self.grants.text, b"" if holder is None else holder.text)
+
+    def _written(self) -> bytes:
+        """Write what an answer says of the key itself, and keep it."""
         key = self.key
         own = b'"keyId":"%b","keyspaceId":"%b"' % (key.id.encode(), key.key_space_id.encode())
         if key.name:
@@ -179,9 +189,9 @@ class Subject:
             own += b',"meta":%b' % _encode(key.meta)
         if key.expires_at is not None:
             own += b',"expires":%d' % key.expires_at
-        enabled = b',"enabled":true,' if key.enabled else b',"enabled":false,'
-        holder = self.holder
-        return b"%b%b%b%b" % (own, enabled, self.grants.text, b"" if holder is None else holder.text)
+        own += b',"enabled":true,' if key.enabled else b',"enabled":false,'
+        self._own = own
+        return own
 
     @property
     def facts(self) -> bytes:

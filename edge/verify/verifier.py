@@ -134,19 +134,18 @@ class _Plan:
         remote_ip: whom it is for, None: anybody.
     """
 
-    __slots__ = ("caller", "good_until", "prepared", "remote_ip", "shape")
+    __slots__ = ("asked", "caller", "good_until", "remote_ip", "shape", "subject")
 
     def __init__(
         self, prepared: Prepared, caller: Caller, shape: VerifyBody, remote_ip: bytes | None
     ) -> None:
-        self.prepared = prepared
+        self.subject = prepared.subject
+        self.asked = prepared.asked
         self.caller = caller
         self.shape = shape
         self.remote_ip = remote_ip
-        key_expires_at = prepared.subject.key.expires_at
-        self.good_until = (
-            caller.expires_at if key_expires_at is None else min(key_expires_at, caller.expires_at)
-        )
+        expires_at = prepared.subject.key.expires_at
+        self.good_until = caller.expires_at if expires_at is None else min(expires_at, caller.expires_at)
 
 
 # What events say of a key, the request's tags, and the outcome; None: not found.
@@ -249,7 +248,7 @@ class Verifier:
             or store.api(key.api_id) is not subject.api
         ):
             return False
-        for role in subject.roles:
+        for role in subject.grants.roles:
             if store.role_record(role.id) is not role:
                 return False
         if key.identity_id:
@@ -351,8 +350,7 @@ class Verifier:
             or (plan.remote_ip is not None and plan.remote_ip != remote_ip)
         ):
             return None
-        prepared = plan.prepared
-        subject = prepared.subject
+        subject = plan.subject
         if subject.epoch != store.epoch and not self._is_current(subject):
             return None
         now = clock.now_ms()
@@ -367,16 +365,15 @@ class Verifier:
             if not cost or lease is None:
                 return None
         limits = b""
-        if prepared.asked:
-            passed, outcomes = self.limiter.check_all([each.limit for each in prepared.asked], now)
-            if not passed:
+        if plan.asked:
+            taken = self.limiter.take([each.limit for each in plan.asked], now)
+            if taken is None:
                 return None
-            limits = b',"ratelimits":[%b]' % b",".join(
-                [
-                    shown(each.ratelimit, b"false", outcome.remaining, outcome.reset)
-                    for each, outcome in zip(prepared.asked, outcomes, strict=True)
-                ]
-            )
+            rows = [
+                shown(each.ratelimit, b"false", remaining, reset)
+                for each, (remaining, reset) in zip(plan.asked, taken, strict=True)
+            ]
+            limits = b',"ratelimits":[%b]' % b",".join(rows)
         credits = b"" if lease is None else b',"credits":%d' % store.wallet.spend_from(lease, key, cost)
         request_id = new_request_id()
         telemetry = self._telemetry

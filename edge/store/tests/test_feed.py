@@ -274,7 +274,7 @@ def test_an_older_version_never_undoes_a_newer_one():
     newer, older = change(KEY, version=9, enabled=False), change(KEY, version=8)
     assert state.apply([newer]) == [newer]
     assert state.apply([older, newer]) == []
-    assert state.key(KEY.hash, 0.0) is newer
+    assert state.key(KEY.hash, 0.0) == newer
 
 
 def test_the_least_recently_used_entry_leaves():
