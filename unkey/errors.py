@@ -84,6 +84,23 @@ def _precondition(what: str) -> type[Fault]:
 
 MissingRequiredHeader = _fault("user:bad_request:missing_required_header", 400, "Bad Request")
 PermissionsQuerySyntaxError = _fault("user:bad_request:permissions_query_syntax_error", 400, "Bad Request")
+InvalidAnalyticsQuery = _fault("user:bad_request:invalid_analytics_query", 400, "Bad Request")
+InvalidAnalyticsTable = _fault("user:bad_request:invalid_analytics_table", 400, "Bad Request")
+InvalidAnalyticsFunction = _fault("user:bad_request:invalid_analytics_function", 400, "Bad Request")
+InvalidAnalyticsQueryType = _fault("user:bad_request:invalid_analytics_query_type", 400, "Bad Request")
+QueryRangeExceedsRetention = _fault("user:bad_request:query_range_exceeds_retention", 400, "Bad Request")
+QueryExecutionTimeout = _fault(
+    "user:unprocessable_entity:query_execution_timeout", 422, "Unprocessable Entity"
+)
+QueryMemoryLimitExceeded = _fault(
+    "user:unprocessable_entity:query_memory_limit_exceeded", 422, "Unprocessable Entity"
+)
+QueryRowsLimitExceeded = _fault(
+    "user:unprocessable_entity:query_rows_limit_exceeded", 422, "Unprocessable Entity"
+)
+QueryQuotaExceeded = _fault("user:too_many_requests:query_quota_exceeded", 429, "Too Many Requests")
+AnalyticsNotConfigured = _fault("unkey:data:analytics_not_configured", 412, "Precondition Failed")
+AnalyticsConnectionFailed = _fault("unkey:data:analytics_connection_failed", 503, "Service Unavailable")
 RequestBodyTooLarge = _fault("user:bad_request:request_body_too_large", 413, "Payload Too Large")
 RequestBodyUnreadable = _fault("user:bad_request:request_body_unreadable", 400, "Bad Request")
 RequestTimeout = _fault("user:bad_request:request_timeout", 408, "Request Timeout")

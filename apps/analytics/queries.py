@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from apps.analytics.embedded import BUCKETS, DAY, HOUR
 from apps.analytics.store import Store, store
+from apps.quota.models import Limits
 
 VALID = "VALID"
 
@@ -35,6 +36,11 @@ class Uses:
         """Add what a store counted."""
         self.outcomes[outcome] = self.outcomes.get(outcome, 0) + count
         self.spent += spent
+
+
+def retention_days(workspace_id: str) -> int:
+    """Return how many days back a workspace may ask about its events."""
+    return Limits.objects.only("logs_retention_days").get(pk=workspace_id).logs_retention_days
 
 
 def bucket_of(start: int, end: int) -> str:

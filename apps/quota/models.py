@@ -24,6 +24,9 @@ class Limits(Timestamped):
     storage_mib_per_instance_max = models.PositiveIntegerField(default=102_400)
     replicas_max = models.PositiveIntegerField(default=10)
     audit_retention_days = models.PositiveIntegerField(default=30)
+    logs_retention_days = models.PositiveIntegerField(
+        default=30, help_text="how old events may be that analytics are asked for"
+    )
     billable_operations_per_month = models.BigIntegerField(
         null=True,
         blank=True,

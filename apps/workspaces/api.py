@@ -196,7 +196,7 @@ def get_limits(call: Call) -> JSON:
             "current": usage.verifications + usage.ratelimits,
         },
         "apiRequestsCountMaxPerMinute": {"limit": limits.api_requests_per_minute},
-        "logsRetentionDaysMax": {"limit": None},
+        "logsRetentionDaysMax": {"limit": limits.logs_retention_days},
         "logsAuditRetentionDaysMax": {"limit": limits.audit_retention_days},
         "logdrainsMax": {"limit": 0, "current": 0},
         "cpuCoresMax": {

@@ -11,13 +11,8 @@ _PORTAL = "The customer portal is not served yet; manage keys of customers by ke
 _DEPLOY = "Use deployments.{}, which replaces it."
 _GITHUB = "GitHub is not connected to this installation; deploy an image or a source folder."
 _BUILD_LOGS = "Builds leave no log of their own yet; deployments.listSteps says what they did."
-_ANALYTICS = "The analytics gateway is not served yet; verifications are kept as events."
 
 WAITING: dict[str, str] = {
-    "analytics.getGatewayRequests": _ANALYTICS,
-    "analytics.getRatelimits": _ANALYTICS,
-    "analytics.getRuntimeLogs": _ANALYTICS,
-    "analytics.getVerifications": _ANALYTICS,
     "deploy.createDeployment": _DEPLOY.format("createDeployment"),
     "deploy.getDeployment": _DEPLOY.format("getDeployment"),
     "deployments.listBuildLogs": _BUILD_LOGS,

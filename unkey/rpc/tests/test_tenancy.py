@@ -21,6 +21,11 @@ from unkey.tenancy import TenantManager, unscoped
 
 BY_WORKSPACE = {
     # Operations that name nothing of the workspace's, so that there is nothing foreign to name.
+    # (What SQL may name is tested by apps/analytics/tests/test_gateway.py.)
+    "analytics.getGatewayRequests",
+    "analytics.getRatelimits",
+    "analytics.getRuntimeLogs",
+    "analytics.getVerifications",
     "apis.createApi",
     "identities.createIdentity",
     "identities.listIdentities",
