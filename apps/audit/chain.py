@@ -22,7 +22,6 @@ from unkey import clock
 from unkey.tenancy import unscoped
 
 BATCH = 1000
-_REASON = "every workspace's chain is kept by the platform"
 _FIELDS = (
     "id",
     "workspace_id",
@@ -80,7 +79,7 @@ def seal() -> int:
     sealed = 0
     while True:
         waiting = list(
-            AuditLog.objects.unscoped(_REASON)
+            AuditLog.objects.unscoped("every workspace's chain is kept by the platform")
             .filter(sequence=None)
             .order_by("workspace_id")
             .values_list("workspace_id", flat=True)
@@ -94,7 +93,7 @@ def seal() -> int:
 
 def seal_workspace(workspace_id: str) -> int:
     """Seal up to `BATCH` rows of a workspace; return how many."""
-    with unscoped(_REASON), transaction.atomic():
+    with unscoped("every workspace's chain is kept by the platform"), transaction.atomic():
         chain = _locked(workspace_id)
         rows = list(
             AuditLog.objects.filter(workspace_id=workspace_id, sequence=None).order_by("time", "pk")[:BATCH]
@@ -120,7 +119,7 @@ def verify(workspace_id: str) -> Proof:
     What an attacker who rewrites every later row and the chain's end as well has done is seen only against
     an earlier export or a hash that was noted elsewhere.
     """
-    with unscoped(_REASON):
+    with unscoped("every workspace's chain is kept by the platform"):
         chain = AuditChain.objects.filter(pk=workspace_id).first() or AuditChain(pk=workspace_id)
         pending = AuditLog.objects.filter(workspace_id=workspace_id, sequence=None).count()
         proof = Proof(workspace_id, sequence=chain.sequence, hash=chain.hash, pending=pending)
@@ -153,7 +152,7 @@ def verify(workspace_id: str) -> Proof:
 def sealed_rows(workspace_id: str, after: int, until: int) -> Iterator[AuditLog]:
     """Yield sealed rows in the order of the chain, a batch in memory at a time."""
     while True:
-        with unscoped(_REASON):
+        with unscoped("every workspace's chain is kept by the platform"):
             rows = list(
                 AuditLog.objects.filter(
                     workspace_id=workspace_id, sequence__gt=after, sequence__lte=until
@@ -167,7 +166,11 @@ def sealed_rows(workspace_id: str, after: int, until: int) -> Iterator[AuditLog]
 
 def ends(workspace_id: str) -> AuditChain | None:
     """Return both ends of a workspace's chain; None while nothing of it is sealed."""
-    return AuditChain.objects.unscoped(_REASON).filter(pk=workspace_id).first()
+    return (
+        AuditChain.objects.unscoped("every workspace's chain is kept by the platform")
+        .filter(pk=workspace_id)
+        .first()
+    )
 
 
 def prune(*, now: datetime | None = None) -> int:
@@ -177,7 +180,7 @@ def prune(*, now: datetime | None = None) -> int:
     """
     now = now or clock.now()
     removed = 0
-    with unscoped(_REASON):
+    with unscoped("every workspace's chain is kept by the platform"):
         retention = dict(Limits.objects.values_list("workspace_id", "audit_retention_days"))
         chains = list(AuditChain.objects.values_list("workspace_id", flat=True))
     for workspace_id in chains:
@@ -189,7 +192,7 @@ def prune(*, now: datetime | None = None) -> int:
 
 
 def _prune_workspace(workspace_id: str, oldest: datetime) -> int:
-    with unscoped(_REASON), transaction.atomic():
+    with unscoped("every workspace's chain is kept by the platform"), transaction.atomic():
         chain = _locked(workspace_id)
         rows = AuditLog.objects.filter(workspace_id=workspace_id)
         # Rows stand in the order of sealing: what goes ends before the first that is young enough to stay.

@@ -8,6 +8,7 @@ from apps.keys.models import (
     EncryptedKey,
     Identity,
     Key,
+    KeyImport,
     KeyMigration,
     KeySpace,
     Permission,
@@ -39,6 +40,12 @@ class KeySpaceAdmin(ReadOnlyAdmin):
 class KeyMigrationAdmin(ReadOnlyAdmin):
     list_display = ("name", "id", "algorithm", "workspace", "created_at")
     search_fields = ("id", "name", "workspace__slug")
+
+
+@admin.register(KeyImport)
+class KeyImportAdmin(ReadOnlyAdmin):
+    list_display = ("id", "api", "read", "total", "imported", "rejected", "workspace", "finished_at")
+    search_fields = ("id", "api__id", "source", "workspace__slug")
 
 
 @admin.register(Api)

@@ -42,6 +42,7 @@ class ImportedKey:
 
     Args:
         hash: as the migration's algorithm wrote it.
+        start: what may be shown of the key's text.
     """
 
     hash: str
@@ -54,6 +55,7 @@ class ImportedKey:
     enabled: bool = True
     credits: Credits | None = None
     ratelimits: Sequence[NamedLimit] = ()
+    start: str = ""
 
 
 def create_migration(workspace_id: str, name: str, algorithm: str, *, actor: Actor) -> KeyMigration:
@@ -160,9 +162,24 @@ class _Known:
         self.identities: dict[str, Identity] = {
             row.external_id: row for row in Identity.objects.filter(external_id__in=wanted, deleted_at=None)
         }
-        for external_id in wanted:
-            if external_id not in self.identities:
-                self.identities[external_id] = ensure_identity(workspace_id, external_id, actor)
+        missing = [external_id for external_id in wanted if external_id not in self.identities]
+        gone = set(Identity.objects.filter(external_id__in=missing).values_list("external_id", flat=True))
+        for external_id in gone:
+            self.identities[external_id] = ensure_identity(workspace_id, external_id, actor)
+        fresh = [
+            Identity(
+                workspace_id=workspace_id,
+                external_id=external_id,
+                shard=shard_of(workspace_id),
+                version=version,
+            )
+            for external_id in missing
+            if external_id not in gone
+        ]
+        if fresh:
+            Identity.objects.bulk_create(fresh)
+            self.identities |= {row.external_id: row for row in fresh}
+            audit.record("identity.create", actor=actor, workspace_id=workspace_id, targets=fresh)
 
 
 def _ensure_roles(workspace_id: str, names: Iterable[str], actor: Actor, version: int) -> dict[str, Role]:
@@ -188,6 +205,7 @@ def _row(
         key_space=api.key_space,
         hash=digest,
         pending_migration=migration if migration.algorithm == KeyMigration.Algorithm.PREFIXED else None,
+        start=one.start,
         name=one.name,
         meta=one.meta,
         enabled=one.enabled,

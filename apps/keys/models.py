@@ -258,3 +258,22 @@ class CreditLease(models.Model):
 
     def __str__(self) -> str:
         return f"{self.amount} credits of {self.key_id} at {self.edge_id}"
+
+
+class KeyImport(Tenant):
+    """How far an operator's import of a file of keys is: what a restart goes on from."""
+
+    id = id_field("imp")
+    api: Any = models.ForeignKey(Api, on_delete=models.CASCADE, related_name="+")
+    source = models.CharField(max_length=64, help_text="SHA-256 of the file")
+    total = models.PositiveBigIntegerField(help_text="entries of the file")
+    read = models.PositiveBigIntegerField(default=0)
+    imported = models.PositiveBigIntegerField(default=0)
+    rejected = models.PositiveBigIntegerField(default=0)
+    finished_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["api", "source"], name="key_import_once")]
+
+    def __str__(self) -> str:
+        return f"{self.read} of {self.total} into {self.api_id}"

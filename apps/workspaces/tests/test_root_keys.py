@@ -174,3 +174,29 @@ def test_commands_say_what_is_wrong_in_a_line(db: None, arguments: tuple[str, ..
     with pytest.raises(CommandError, match=complaint.replace("?", r"\?")):
         run(*arguments)
     assert Workspace.objects.count() == 1
+
+
+def test_operators_make_list_stop_and_rotate_root_keys(db: None) -> None:
+    workspace = services.create_workspace("Acme", "acme", actor=TESTS)
+    made = json.loads(run("rootkeys", "create", "--workspace", "acme", "--all", "--name", "ci", "--json"))
+    tenant = Tenant(workspace, made["root_key"])
+    tenant("apis.createApi", {"name": "abc"})
+    assert "ci" in run("rootkeys", "list", "--workspace", "acme")
+    assert made["root_key"] not in run("rootkeys", "list", "--json")
+    assert run("rootkeys", "disable", made["key_id"]) == f"{made['key_id']} is disabled\n"
+    assert refusal(tenant) == (403, "authorization/key_disabled")
+    run("rootkeys", "enable", made["key_id"])
+    rotated = json.loads(run("rootkeys", "rotate", made["key_id"], "--grace-hours", "1", "--json"))
+    for key in (made["root_key"], rotated["root_key"]):
+        Tenant(workspace, key)("apis.createApi", {"name": "abc"})
+    with clock.shifted(timedelta(hours=2)):
+        assert refusal(tenant) == (403, "authorization/forbidden")
+    run("rootkeys", "rotate", made["key_id"], "--grace-hours", "0")
+    assert refusal(tenant) == (401, "authentication/key_not_found")
+    with pytest.raises(CommandError, match="does not exist"):
+        run("rootkeys", "disable", made["key_id"])
+    with pytest.raises(CommandError, match="no workspace"):
+        run("rootkeys", "list", "--workspace", "nobody")
+    short = json.loads(run("rootkeys", "create", "--workspace", "acme", "--all", "--days", "1", "--json"))
+    with clock.shifted(timedelta(days=2)):
+        assert refusal(Tenant(workspace, short["root_key"])) == (403, "authorization/forbidden")

@@ -2,6 +2,7 @@
 
 import json
 from argparse import ArgumentParser
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -9,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandError
 from apps.workspaces.models import Workspace
 from apps.workspaces.permissions import everything
 from apps.workspaces.services import create_root_key
+from unkey import clock
 from unkey.actors import system
 from unkey.errors import Fault
 
@@ -33,6 +35,7 @@ class Command(BaseCommand):
             action="store_true",
             help="every action on everything in the workspace: all tuples for any id, and the grant **#*",
         )
+        parser.add_argument("--days", type=float, help="how long it works; default: until it is stopped")
         parser.add_argument("--json", action="store_true", help="print one JSON object")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -43,7 +46,11 @@ class Command(BaseCommand):
         permissions = everything(workspace.id) if options["all"] else options["permissions"]
         try:
             root_key, plaintext = create_root_key(
-                workspace, options["name"][:255], permissions, actor=system("create_root_key")
+                workspace,
+                options["name"][:255],
+                permissions,
+                actor=system("create_root_key"),
+                expires_at=_end(options["days"]),
             )
         except Fault as fault:
             raise CommandError("\n".join(v.message for v in fault.violations) or fault.detail) from None
@@ -61,3 +68,10 @@ class Command(BaseCommand):
         else:
             self.stdout.write(plaintext)
             self.stderr.write(f"{root_key.id}, {len(root_key.permissions)} permissions; not shown again")
+
+
+def _end(days: float | None) -> datetime | None:
+    try:
+        return None if days is None else clock.now() + timedelta(days=days)
+    except (OverflowError, ValueError):
+        raise CommandError("--days is too large") from None
