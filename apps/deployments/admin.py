@@ -17,8 +17,9 @@ from apps.deployments.models import (
     Suspension,
     Topology,
 )
+from unkey.actors import Actor
 from unkey.admin import ReadOnlyAdmin, RowsInline, actor_of
-from unkey.errors import Fault
+from unkey.errors import Fault, PreconditionFailed
 from unkey.tenancy import workspace_scope
 
 
@@ -81,7 +82,7 @@ class DeploymentAdmin(ReadOnlyAdmin):
 
     @admin.action(description="Cancel: end what is not ready yet", permissions=["operate"])
     def cancel(self, request: HttpRequest, chosen: QuerySet[Deployment]) -> None:
-        self._each(request, chosen, services.cancel)
+        self._each(request, chosen, _cancel)
 
     @admin.action(description="Approve: let it begin", permissions=["operate"])
     def approve(self, request: HttpRequest, chosen: QuerySet[Deployment]) -> None:
@@ -101,6 +102,14 @@ class DeploymentAdmin(ReadOnlyAdmin):
                 self.message_user(request, f"{deployment.id}: {fault.detail}", messages.ERROR)
             else:
                 self.message_user(request, f"{deployment.id}: accepted", messages.SUCCESS)
+
+
+def _cancel(deployment: Deployment, *, actor: Actor) -> None:
+    if deployment.status in Deployment.TERMINAL:
+        raise PreconditionFailed(
+            f"it has ended already, it is {deployment.status}. There is nothing to cancel."
+        )
+    services.cancel(deployment, actor=actor)
 
 
 @admin.register(DeploymentStep)

@@ -50,10 +50,24 @@ def test_an_operator_may_do_all_that_an_owner_may(
 def test_each_refusal_is_told_beside_what_was_accepted(platform: Platform, admin_client: Client) -> None:
     live, preview = platform.deploy(), platform.deploy("preview")
     assert sorted(act(admin_client, "stop", live, preview)) == sorted(
-        [f"{live}: Production deployments cannot be stopped.", f"{preview}: accepted"]
+        [
+            f"{live}: Production deployments cannot be stopped. Promote or roll back to another one: "
+            "what is replaced goes to sleep by itself.",
+            f"{preview}: accepted",
+        ]
     )
     assert platform.row(live).desired_state == "running"
     assert platform.row(preview).desired_state == "stopped"
+
+
+def test_what_has_ended_is_not_said_to_be_cancelled(platform: Platform, admin_client: Client) -> None:
+    failed = bring(platform, "failed", "production")
+    told = f"{failed}: it has ended already, it is failed. There is nothing to cancel."
+    assert act(admin_client, "cancel", failed) == [told]
+    url = reverse("admin:deployments_deployment_changelist")
+    body = {"action": "cancel", ACTION_CHECKBOX_NAME: [failed]}
+    page = admin_client.post(url, body, follow=True).content.decode()
+    assert f">{told}</li>" in page  # as it is: an id with a capital would be another one
 
 
 def test_staff_who_may_only_look_are_not_obeyed(platform: Platform, client: Client) -> None:
