@@ -24,7 +24,7 @@ def deployments(filters: dict[str, Any]) -> "QuerySet[Deployment]":
         filters: `project`, `app`, `environment` (each an id or a slug), `status` and `branch` (lists),
             `since`, `until` (when they were made), `search` (in id, commit, branch and image).
     """
-    rows = Deployment.objects.select_related("project", "app", "environment", "scheduled_change")
+    rows = Deployment.objects.select_related("project", "app__workspace", "environment", "scheduled_change")
     for name in ("project", "app", "environment"):
         if filters.get(name):
             rows = rows.filter(Q(**{f"{name}_id": filters[name]}) | Q(**{f"{name}__slug": filters[name]}))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from apps.deployments import compatibility, gates, lifecycle, logs, openapi, queries, services
+from apps.deployments import compatibility, lifecycle, logs, openapi, queries, services
 from apps.deployments.models import Deployment
 from apps.projects import queries as projects
 from apps.routing import queries as routing
@@ -636,7 +636,7 @@ def _show_one(row: Deployment, hosts: list[str]) -> dict[str, Any]:
         "app": row.app.slug,
         "project": row.project.slug,
         "trigger": {"via": row.trigger},
-        "availableActions": gates.available_actions(row, row.app),
+        "availableActions": compatibility.available_actions(row, row.app),
         "regions": [region["region"] for region in row.regions],
         "domains": hosts,
         "runtime": runtime,

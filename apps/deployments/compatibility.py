@@ -1,11 +1,19 @@
 """OpenAPI documents of deployments: what a deployment served, how two differ, what would break clients."""
 
+from datetime import date
+from functools import lru_cache
+from typing import Any
+
+from django.db.models import BooleanField, ExpressionWrapper, Q
+
 from apps.deployments import gates, openapi
 from apps.deployments.models import Deployment, OpenapiSpec
+from apps.projects.models import App
 from unkey import clock, errors
 
 Report = openapi.Report
 State = OpenapiSpec.State
+_READABLE = ExpressionWrapper(Q(document__isnull=False), output_field=BooleanField())
 _OVERRIDE = "let breaking changes pass (`unkey settings --allow-breaking-changes`)"
 
 
@@ -42,7 +50,7 @@ def compare(old: Deployment, new: Deployment) -> Report:
         raise errors.InvalidInput(f"Invalid OpenAPI specification in old version: {bad}.") from bad
     try:
         after = _document(find_spec(new))
-        return openapi.compare(before, after, today=clock.now().date())
+        return openapi.compare(before, after, today=_today())
     except openapi.BadDocument as bad:
         raise errors.InvalidInput(f"Invalid OpenAPI specification in new version: {bad}.") from bad
 
@@ -94,27 +102,40 @@ def objection(deployment: Deployment, live_id: str | None) -> str:
         return ""
     if live is None or live.state == State.UNKNOWN:
         return _undecided(f"The OpenAPI document of the live deployment {live_id}", live, deployment)
-    if live.document is None:
-        return (
-            f"The OpenAPI document of the live deployment {live_id} cannot be compared with: {_fault(live)}. "
-            "So nothing says whether this one keeps what that one promises. The environment refuses breaking "
-            f"changes: {_OVERRIDE} and promote this one (`unkey promote {deployment.id}`)."
-        )
+    if not live.readable:
+        return _live_is_unusable(live_id, _fault(live), deployment)
     if new is None or new.state == State.UNKNOWN:
         return _undecided(f"Its OpenAPI document at {_path(deployment)}", new, deployment)
     if new.state == State.NONE:
         return _refused(
             f"It serves no OpenAPI document at {_path(deployment)}, and the live deployment {live_id} does"
         )
-    if new.document is None:
+    if not new.readable:
         return _refused(f"Its OpenAPI document cannot be compared with that of {live_id}: {_fault(new)}")
-    breaking = _first_breaking(live, new)
+    try:
+        breaking = _first_breaking(live, new)
+    except openapi.BadDocument as bad:
+        if (fault := _own_fault(live)) is not None:
+            return _live_is_unusable(live_id, fault, deployment)
+        return _refused(f"Its OpenAPI document cannot be compared with that of {live_id}: {bad}")
     if not breaking:
         return ""
     return _refused(
         f"It would break clients of the live deployment {live_id}: {breaking}; "
         f"`unkey diff {live_id} {deployment.id}` shows all"
     )
+
+
+def available_actions(deployment: Deployment, app: App) -> list[str]:
+    """Return which of promote, rollback, stop and start would be accepted now.
+
+    A promote whose documents are not known yet is: it asks for them.
+    """
+    actions = gates.available_actions(deployment, app)
+    live = app.current_deployment_id
+    if "promote" in actions and not unread(deployment, live) and objection(deployment, live):
+        actions.remove("promote")
+    return actions
 
 
 def standing(deployment: Deployment, live_id: str | None) -> str:
@@ -125,9 +146,10 @@ def standing(deployment: Deployment, live_id: str | None) -> str:
     )
 
 
-def _specs(deployment_ids: list[str]) -> dict[str, OpenapiSpec]:
+def _specs(deployment_ids: list[str]) -> dict[str, Any]:
     rows = OpenapiSpec.objects.unscoped("a workflow names deployments by id")
-    return {spec.deployment_id: spec for spec in rows.filter(deployment_id__in=deployment_ids)}
+    found = rows.filter(deployment_id__in=deployment_ids).defer("text", "document")
+    return {spec.deployment_id: spec for spec in found.annotate(readable=_READABLE)} if deployment_ids else {}
 
 
 def _is_held_to(deployment: Deployment, live_id: str | None) -> bool:
@@ -138,9 +160,36 @@ def _is_held_to(deployment: Deployment, live_id: str | None) -> bool:
 
 def _first_breaking(live: OpenapiSpec, new: OpenapiSpec) -> str:
     """Return the first thing that would break, and how many there are; empty: nothing."""
-    if live.digest == new.digest:
-        return ""
-    report = openapi.compare(_document(live), _document(new), today=clock.now().date())
+    return "" if live.digest == new.digest else _compared(live.pk, live.digest, new.pk, new.digest, _today())
+
+
+def _own_fault(spec: OpenapiSpec) -> str | None:
+    """Return what keeps a document from being compared with any, even with itself; None: nothing."""
+    document = _document(spec)
+    try:
+        openapi.compare(document, document, today=_today())
+    except openapi.BadDocument as bad:
+        return str(bad)
+    return None
+
+
+def _live_is_unusable(live_id: str, fault: str, deployment: Deployment) -> str:
+    return (
+        f"The OpenAPI document of the live deployment {live_id} cannot be compared with: {fault}. "
+        "So nothing says whether this one keeps what that one promises. The environment refuses breaking "
+        f"changes: {_OVERRIDE} and promote this one (`unkey promote {deployment.id}`)."
+    )
+
+
+def _today() -> date:
+    return clock.now().date()
+
+
+# Every list of deployments asks for this. What is compared is named by its digests, and does not change.
+@lru_cache(maxsize=4096)
+def _compared(live: str, _live_digest: str, new: str, _new_digest: str, today: date) -> str:
+    rows = OpenapiSpec.objects.unscoped("a workflow names deployments by id").defer("text")
+    report = openapi.compare(_document(rows.get(pk=live)), _document(rows.get(pk=new)), today=today)
     if not report.breaking:
         return ""
     first = report.breaking[0]

@@ -1,7 +1,8 @@
 """What may be done to a deployment and when; each refusal has a code and a sentence.
 
 Pure: the API asks before it accepts a request, the workflow asks again under the app's lock, and
-`available_actions` asks for the console.
+`available_actions` asks for the console. The first sentence of a refusal says what is wrong, the next one
+what to do.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from unkey import errors
 
 Status = Deployment.Status
 State = Deployment.DesiredState
+_LIST = "`unkey ps` lists all"
 
 
 def is_production(deployment: Deployment) -> bool:
@@ -33,41 +35,55 @@ def check_promote(deployment: Deployment, app: App) -> None:
     """Raise unless the deployment may be made live; the live one may, to end a rolled-back state."""
     _check_target(deployment, app)
     if app.current_deployment_id == deployment.id and not app.is_rolled_back:
-        raise errors.DeploymentIsCurrent("The deployment is already the current deployment.")
+        raise errors.DeploymentIsCurrent(
+            "The deployment is already the current deployment. There is nothing to do."
+        )
 
 
 def check_rollback(deployment: Deployment, app: App) -> None:
     """Raise unless the app may be rolled back to the deployment."""
     _check_target(deployment, app)
     if app.current_deployment_id == deployment.id:
-        raise errors.DeploymentIsCurrent("The deployment is already the current deployment.")
+        raise errors.DeploymentIsCurrent(
+            f"The deployment is already the current deployment. Choose another one: {_LIST}."
+        )
 
 
 def check_stop(deployment: Deployment, app: App) -> None:
     """Raise unless the deployment may be stopped; one that sleeps may, and then no request wakes it."""
     if deployment.asleep_since is None:
         if deployment.status != Status.READY:
-            raise errors.DeploymentNotRunning("The deployment is not running.")
+            raise errors.DeploymentNotRunning(
+                f"The deployment is not running. There is nothing to stop: {_LIST}."
+            )
         if deployment.desired_state != State.RUNNING:
-            raise errors.DeploymentIsStopping("The deployment is already stopping.")
+            raise errors.DeploymentIsStopping("The deployment is already stopping. Wait until it has.")
     if is_production(deployment):
-        raise errors.DeploymentIsProduction("Production deployments cannot be stopped.")
+        raise errors.DeploymentIsProduction(
+            "Production deployments cannot be stopped. Promote or roll back to another one: what is replaced "
+            "goes to sleep by itself."
+        )
 
 
 def check_start(deployment: Deployment, app: App) -> None:
     """Raise unless the deployment was stopped and may be started again."""
     stopped = deployment.status in {Status.STOPPED, Status.READY}
     if not stopped or deployment.desired_state != State.STOPPED:
-        raise errors.DeploymentNotStopped("The deployment is not stopped.")
+        raise errors.DeploymentNotStopped(
+            f"The deployment is not stopped. Only what is can be started: {_LIST}."
+        )
     if is_production(deployment):
-        raise errors.DeploymentIsProduction("Production deployments cannot be started.")
+        raise errors.DeploymentIsProduction(
+            "Production deployments cannot be started. Promote it or roll back to it: that starts it."
+        )
 
 
 def check_approve(deployment: Deployment) -> None:
     """Raise unless the deployment waits for somebody to approve it."""
     if deployment.status != Status.AWAITING_APPROVAL:
         raise errors.PreconditionFailed(
-            f"The deployment is not awaiting approval: it is {deployment.status.replace('_', ' ')}."
+            f"The deployment is not awaiting approval: it is {deployment.status.replace('_', ' ')}. "
+            "There is nothing to approve."
         )
 
 
@@ -75,7 +91,8 @@ def check_workspace(workspace: Workspace) -> None:
     """Raise when nothing of the workspace may be deployed, started, approved or switched to."""
     if workspace.suspended_at is not None:
         raise errors.PreconditionFailed(
-            "The workspace is suspended by its Compute spend cap. Raise the spend limit to resume."
+            "The workspace is suspended: nothing of it can be deployed, started or switched to. Ask your operator "
+            "to resume it."
         )
 
 
@@ -85,23 +102,36 @@ CHECKS: dict[str, Callable[[Deployment, App], None]] = {
     "stop": check_stop,
     "start": check_start,
 }
+_NOT_SUSPENDED = frozenset({"promote", "rollback", "start"})  # `check_workspace` comes with these
 
 
 def available_actions(deployment: Deployment, app: App) -> list[str]:
     """Return which of promote, rollback, stop and start would be accepted now."""
-    return [action for action, check in CHECKS.items() if _passes(check, deployment, app)]
+    suspended = app.workspace.suspended_at is not None
+    return [
+        action
+        for action, check in CHECKS.items()
+        if not (suspended and action in _NOT_SUSPENDED) and _passes(check, deployment, app)
+    ]
 
 
 def _check_target(deployment: Deployment, app: App) -> None:
     if not on_standby(deployment):
         if deployment.status != Status.READY:
-            raise errors.DeploymentNotReady("The deployment is not ready.")
+            raise errors.DeploymentNotReady(f"The deployment is not ready. Choose one that is: {_LIST}.")
         if deployment.desired_state != State.RUNNING:
-            raise errors.DeploymentNotReady("The deployment is shutting down and cannot serve traffic.")
+            raise errors.DeploymentNotReady(
+                "The deployment is shutting down and cannot serve traffic. Try again in a minute, or choose "
+                f"another one: {_LIST}."
+            )
     if not is_production(deployment):
-        raise errors.DeploymentNotProduction("Only production deployments can be promoted or rolled back.")
+        raise errors.DeploymentNotProduction(
+            "Only production deployments can be promoted or rolled back. Deploy it to production first."
+        )
     if app.current_deployment_id is None:
-        raise errors.DeploymentNoCurrent("The app has no current deployment.")
+        raise errors.DeploymentNoCurrent(
+            "The app has no current deployment. Deploy to production: the first one that gets ready is it."
+        )
 
 
 def _passes(check: Callable[[Deployment, App], None], deployment: Deployment, app: App) -> bool:

@@ -270,4 +270,4 @@ def agents(of: Deployment) -> list[Agent]:
 
 
 def _described() -> Any:
-    return Deployment.objects.select_related("project", "app", "environment")
+    return Deployment.objects.select_related("project", "app__workspace", "environment")

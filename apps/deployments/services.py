@@ -90,7 +90,8 @@ def create_deployment(
             raise queries.not_found()
         if not redeploy_of.image:
             raise errors.PreconditionFailed(
-                f"Deployment {redeploy_of.id} never produced an image, so it cannot be deployed again."
+                f"Deployment {redeploy_of.id} never produced an image, so it cannot be deployed again. Deploy "
+                "its source once more."
             )
         image = redeploy_of.image
     if not image:
@@ -219,7 +220,7 @@ def cancel_scheduled_change(deployment: Deployment, *, actor: Actor) -> Deployme
         lifecycle.lock_app(deployment.app_id)
         deployment = lifecycle.lock(deployment.id)
         if not ScheduledChange.objects.filter(deployment=deployment).exists():
-            raise errors.PreconditionFailed("No change is scheduled for the deployment.")
+            raise errors.PreconditionFailed("No change is scheduled for the deployment. It runs on.")
         lifecycle.cancel_scheduled(deployment)
         audit.record(
             "deployment.keep", actor=actor, workspace_id=deployment.workspace_id, targets=[deployment]

@@ -43,6 +43,7 @@ EDGES_DEADLINE_SECONDS = 60.0
 SLOT_DEADLINE_SECONDS = 3600.0
 SLOT_POLL_SECONDS = 60.0  # for what no topic tells: a limit was raised, a holder died
 LAST_LINES = 20
+STOPPED_AGAIN = "The deployment was stopped again before it was awake. Ask once more if it should run."
 PROJECT = "project"
 # Failures whose message is for the owner; every other one is an accident of ours.
 TOLD = lifecycle.ERROR_CODES | {"instances_failed", "timeout", "build_slot_timeout"}
@@ -93,7 +94,8 @@ def take_build_slot(run: Run) -> "JSON | Wait":
     if run.wait_expired:
         raise Terminal(
             "build_slot_timeout",
-            "Timed out waiting for a build slot. Too many builds are queued in this workspace.",
+            "Timed out waiting for a build slot. Too many builds are queued in this workspace. Cancel what is not "
+            "needed (`unkey cancel`), or deploy again later.",
         )
     topic = slots.topic(deployment.id)
     return Wait(event=topic, seconds=SLOT_POLL_SECONDS, deadline=SLOT_DEADLINE_SECONDS)
@@ -374,7 +376,7 @@ def wait_for_target(run: Run) -> "JSON | Wait":
     """Wait until the target is healthy; it is at once unless it was on standby."""
     target = _deployment(run)
     if target.desired_state != State.RUNNING:
-        raise Terminal("cancelled", "The deployment was stopped again before it was awake.")
+        raise Terminal("cancelled", STOPPED_AGAIN)
     found = queries.readiness(target.id)
     if found.ready:
         return None
@@ -670,7 +672,7 @@ def _target(run: Run) -> tuple[App, Deployment]:
             )
         gates.CHECKS[run.service](target, app)
         if woken and target.desired_state != State.RUNNING:
-            raise errors.PreconditionFailed("The deployment was stopped again before it was awake.")
+            raise errors.PreconditionFailed(STOPPED_AGAIN)
     except errors.Fault as fault:
         raise Terminal(fault.kind.code.rpartition(":")[2], fault.detail) from fault
     return app, target
@@ -679,7 +681,10 @@ def _target(run: Run) -> tuple[App, Deployment]:
 def _swap(run: Run, app: App, target: Deployment, *, rolled_back: bool) -> int:
     count, version = routing.move_routes(target, {Sticky.ENVIRONMENT, Sticky.LIVE})
     if not count:
-        raise Terminal("precondition_failed", "The environment has no routes that could be moved.")
+        raise Terminal(
+            "precondition_failed",
+            "The environment has no routes that could be moved. Deploy to it: that makes them.",
+        )
     routing.write_sentinel(target)
     lifecycle.answer(target)
     _make_current(app, target, rolled_back=rolled_back)

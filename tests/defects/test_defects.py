@@ -407,7 +407,9 @@ def test_defect_15_what_awaits_approval_can_be_cancelled(platform: Platform) -> 
     platform.tenant("deployments.cancelDeployment", {"deploymentId": waiting.id})
     assert platform.get(waiting.id)["status"] == "cancelled"
     error = platform.tenant.refused("deployments.approveDeployment", {"deploymentId": waiting.id}, 412)
-    assert error["detail"] == "The deployment is not awaiting approval: it is cancelled."
+    assert error["detail"] == (
+        "The deployment is not awaiting approval: it is cancelled. There is nothing to approve."
+    )
 
 
 def test_defect_16_a_host_name_is_claimed_as_often_as_it_takes(platform: Platform) -> None:
@@ -455,7 +457,8 @@ def test_defect_18_slots_go_to_production_first_and_come_back_from_the_dead(plat
     with clock.shifted(timedelta(hours=1, seconds=62)):
         drain()
         assert platform.get(preview)["error"]["message"] == (
-            "Timed out waiting for a build slot. Too many builds are queued in this workspace."
+            "Timed out waiting for a build slot. Too many builds are queued in this workspace. Cancel what is "
+            "not needed (`unkey cancel`), or deploy again later."
         )
     assert not BuildSlot.objects.filter(deployment_id__in=(dead, preview)).exists()
 
@@ -514,7 +517,8 @@ def test_defect_21_a_suspended_workspace_is_held_by_every_gate_and_no_setting_so
     ):
         error = platform.tenant.refused(f"deployments.{operation}Deployment", body, 412)
         assert error["detail"] == (
-            "The workspace is suspended by its Compute spend cap. Raise the spend limit to resume."
+            "The workspace is suspended: nothing of it can be deployed, started or switched to. Ask your operator "
+            "to resume it."
         ), operation
     assert WorkflowRun.objects.count() == runs
     assert not [name for name in vars(env) if "GATE" in name]

@@ -23,7 +23,7 @@ from apps.console.rest.describing import (
 )
 from apps.console.rest.pages import page_of
 from apps.console.rest.projects import without_hashes
-from apps.deployments import compatibility, gates, logs, openapi, services
+from apps.deployments import compatibility, logs, openapi, services
 from apps.deployments import queries as known
 from apps.deployments.models import Deployment, Instance
 from apps.projects import queries as projects
@@ -116,7 +116,7 @@ class DeploymentSerializer(serializers.Serializer[Any]):
         ended = row.status in Deployment.TERMINAL
         waits = row.status == Deployment.Status.AWAITING_APPROVAL
         return [
-            *gates.available_actions(row, row.app),
+            *compatibility.available_actions(row, row.app),
             *(["cancel"] if not ended else []),
             *(["approve"] if waits else []),
             *(["redeploy"] if row.image else []),

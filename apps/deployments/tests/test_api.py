@@ -21,11 +21,11 @@ CODE = "https://unkey.com/docs/errors/unkey/application/"
 
 
 def refused(platform: Platform, verb: str, deployment: str, status: int = 412) -> tuple[str, str]:
-    """Return the code and the sentence of a refusal, after checking that nothing was started."""
+    """Return the code and the first sentence of a refusal, after checking that nothing was started."""
     before = WorkflowRun.objects.count()
     error = platform.tenant.refused(f"deployments.{verb}Deployment", {"deploymentId": deployment}, status)
     assert WorkflowRun.objects.count() == before
-    return error["type"].rpartition("/")[2], error["detail"]
+    return error["type"].rpartition("/")[2], error["detail"].partition(". ")[0] + "."
 
 
 def test_a_deployment_is_shown_in_full(platform: Platform) -> None:
@@ -139,7 +139,9 @@ def test_a_deployment_without_an_image_cannot_be_deployed_again(platform: Platfo
     Deployment.objects.unscoped("test").update(image="")
     body = {**platform.names, "environment": "production", "deployment": {"deploymentId": made}}
     error = platform.tenant.refused("deployments.createDeployment", body, 412)
-    assert error["detail"] == f"Deployment {made} never produced an image, so it cannot be deployed again."
+    assert error["detail"] == (
+        f"Deployment {made} never produced an image, so it cannot be deployed again. Deploy its source once more."
+    )
 
 
 def test_a_deployment_of_another_app_cannot_be_deployed_here(platform: Platform) -> None:

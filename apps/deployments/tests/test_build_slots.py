@@ -105,7 +105,8 @@ def test_a_deployment_waits_an_hour_for_a_slot_and_says_what_was_wrong(narrow: P
     assert shown["error"] == {
         "code": "unknown",
         "step": "queued",
-        "message": "Timed out waiting for a build slot. Too many builds are queued in this workspace.",
+        "message": "Timed out waiting for a build slot. Too many builds are queued in this workspace. Cancel "
+        "what is not needed (`unkey cancel`), or deploy again later.",
     }
     assert set(BuildSlot.objects.values_list("deployment_id", flat=True)) == {first}
 

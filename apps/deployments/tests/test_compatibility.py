@@ -373,3 +373,39 @@ def test_a_deployment_that_is_deleted_or_stopped_is_not_asked_any_more(
         f"The OpenAPI document of the deployment {made} is not known: it answered /openapi.yaml with status "
         "500. It was asked once. Mend that, or let the environment's setting openapiSpecPath name another path."
     )
+
+
+def test_a_promote_that_would_be_refused_is_not_offered(
+    platform: Platform, programs: Programs, release
+) -> None:
+    first = release(FIRST)
+    demand(platform)
+    second = release(NARROWER)
+    assert platform.get(second)["availableActions"] == ["rollback"]
+    listed = platform.tenant("deployments.listDeployments", platform.names)
+    assert [(row["id"], row["availableActions"]) for row in listed] == [(second, ["rollback"]), (first, [])]
+    demand(platform, refuses=False)
+    assert set(platform.get(second)["availableActions"]) == {"promote", "rollback"}
+    demand(platform)
+    unknown = release(b"", status=500)  # a promote asks once more
+    assert set(platform.get(unknown)["availableActions"]) == {"promote", "rollback"}
+
+
+def test_a_reference_that_leads_nowhere_is_blamed_on_the_document_that_has_it(
+    platform: Platform, release
+) -> None:
+    dangling = FIRST.replace(b"{type: integer, maximum: 100}", b"{$ref: '#/components/schemas/Gone'}")
+    first = release(dangling)
+    demand(platform)
+    second = release(WIDER)
+    assert platform.get(second)["objection"].startswith(
+        f"The OpenAPI document of the live deployment {first} cannot be compared with: the reference "
+        "'#/components/schemas/Gone' leads to nothing. So nothing says whether "
+    )
+    demand(platform, refuses=False)
+    platform.promote(second)
+    demand(platform)
+    third = release(dangling)
+    assert platform.get(third)["objection"].startswith(
+        f"Its OpenAPI document cannot be compared with that of {second}: the reference "
+    )

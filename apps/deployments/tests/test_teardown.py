@@ -21,7 +21,10 @@ from unkey.actors import system
 from unkey.tenancy import unscoped
 
 OPERATOR = system("test")
-SUSPENDED = "The workspace is suspended by its Compute spend cap. Raise the spend limit to resume."
+SUSPENDED = (
+    "The workspace is suspended: nothing of it can be deployed, started or switched to. Ask your operator to "
+    "resume it."
+)
 
 
 def settle(platform: Platform, seconds: int = 5) -> None:
@@ -139,6 +142,7 @@ def test_nothing_of_a_suspended_workspace_can_be_started(platform: Platform, ver
     }[verb]
     error = platform.tenant.refused(f"deployments.{operation}", body, 412)
     assert error["detail"] == SUSPENDED
+    assert platform.get(first)["availableActions"] == platform.get(asleep)["availableActions"] == []
     assert platform.app_row().current_deployment_id == second
 
 

@@ -27,22 +27,50 @@ MOMENTARY = ("starting", "building", "network", "finalizing", "skipped")
 ACTIONS = ("promote", "rollback", "stop", "start", "cancel", "approve", "redeploy")
 
 ACCEPTED = 202
-NOT_READY = ("deployment_not_ready", "The deployment is not ready.")
-DRAINING = ("deployment_not_ready", "The deployment is shutting down and cannot serve traffic.")
+NOT_READY = ("deployment_not_ready", "The deployment is not ready. Choose one that is: `unkey ps` lists all.")
+DRAINING = (
+    "deployment_not_ready",
+    "The deployment is shutting down and cannot serve traffic. Try again in a minute, or choose another one: "
+    "`unkey ps` lists all.",
+)
 NOT_PRODUCTION = (
     "deployment_not_production",
-    "Only production deployments can be promoted or rolled back.",
+    "Only production deployments can be promoted or rolled back. Deploy it to production first.",
 )
-IS_CURRENT = ("deployment_is_current", "The deployment is already the current deployment.")
-NO_CURRENT = ("deployment_no_current", "The app has no current deployment.")
-NOT_RUNNING = ("deployment_not_running", "The deployment is not running.")
-STOPPING = ("deployment_is_stopping", "The deployment is already stopping.")
-NOT_STOPPED = ("deployment_not_stopped", "The deployment is not stopped.")
-CANNOT_STOP = ("deployment_is_production", "Production deployments cannot be stopped.")
-CANNOT_START = ("deployment_is_production", "Production deployments cannot be started.")
+IS_CURRENT = (
+    "deployment_is_current",
+    "The deployment is already the current deployment. Choose another one: `unkey ps` lists all.",
+)
+IS_LIVE = (
+    "deployment_is_current",
+    "The deployment is already the current deployment. There is nothing to do.",
+)
+NO_CURRENT = (
+    "deployment_no_current",
+    "The app has no current deployment. Deploy to production: the first one that gets ready is it.",
+)
+NOT_RUNNING = (
+    "deployment_not_running",
+    "The deployment is not running. There is nothing to stop: `unkey ps` lists all.",
+)
+STOPPING = ("deployment_is_stopping", "The deployment is already stopping. Wait until it has.")
+NOT_STOPPED = (
+    "deployment_not_stopped",
+    "The deployment is not stopped. Only what is can be started: `unkey ps` lists all.",
+)
+CANNOT_STOP = (
+    "deployment_is_production",
+    "Production deployments cannot be stopped. Promote or roll back to another one: what is replaced goes to "
+    "sleep by itself.",
+)
+CANNOT_START = (
+    "deployment_is_production",
+    "Production deployments cannot be started. Promote it or roll back to it: that starts it.",
+)
 SUSPENDED = (
     "precondition_failed",
-    "The workspace is suspended by its Compute spend cap. Raise the spend limit to resume.",
+    "The workspace is suspended: nothing of it can be deployed, started or switched to. Ask your operator to "
+    "resume it.",
 )
 
 Expected = int | tuple[str, str]
@@ -51,7 +79,7 @@ Expected = int | tuple[str, str]
 def not_awaiting(status: str) -> tuple[str, str]:
     return (
         "precondition_failed",
-        f"The deployment is not awaiting approval: it is {status.replace('_', ' ')}.",
+        f"The deployment is not awaiting approval: it is {status.replace('_', ' ')}. There is nothing to approve.",
     )
 
 
@@ -226,7 +254,7 @@ def test_the_current_deployment_is_neither_rolled_back_to_nor_promoted_nor_stopp
 ) -> None:
     current = platform.deploy()
     assert ask(platform, "rollback", current) == IS_CURRENT
-    assert ask(platform, "promote", current) == IS_CURRENT
+    assert ask(platform, "promote", current) == IS_LIVE
     assert ask(platform, "stop", current) == CANNOT_STOP
 
 
@@ -237,7 +265,7 @@ def test_while_rolled_back_promoting_the_current_deployment_confirms_it(platform
     assert ask(platform, "promote", first) == ACCEPTED
     drain()
     assert platform.app_row().is_rolled_back is False
-    assert ask(platform, "promote", first) == IS_CURRENT
+    assert ask(platform, "promote", first) == IS_LIVE
 
 
 def test_an_app_without_a_current_deployment_has_nothing_to_switch_from(platform: Platform) -> None:
@@ -305,7 +333,9 @@ def test_a_rollback_whose_target_is_cancelled_while_it_wakes_leaves_live_alone(p
     assert platform.get(first)["status"] == "stopped"
     assert "asleepSince" in platform.get(first)  # nobody could start it: a request may wake it
     told = platform.tenant("deployments.getLastRequest", {"deploymentId": first})
-    assert told["message"] == "The deployment was stopped again before it was awake."
+    assert told["message"] == (
+        "The deployment was stopped again before it was awake. Ask once more if it should run."
+    )
 
 
 @pytest.mark.parametrize(
