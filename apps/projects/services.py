@@ -58,7 +58,7 @@ def create_project(workspace_id: str, *, name: str, slug: str, actor: Actor) -> 
             project = Project.objects.create(workspace_id=workspace_id, name=name, slug=slug)
             audit.record("project.create", actor=actor, workspace_id=workspace_id, targets=[project])
     except IntegrityError:
-        raise _project_exists(slug) from None
+        raise _project_exists(workspace_id, slug) from None
     return project
 
 
@@ -98,7 +98,7 @@ def update_project(
     except IntegrityError:
         if "slug" not in changes:
             raise
-        raise _project_exists(changes["slug"]) from None
+        raise _project_exists(project.workspace_id, changes["slug"]) from None
     return row
 
 
@@ -112,7 +112,9 @@ def delete_project(project: Project, *, actor: Actor) -> None:
     with transaction.atomic():
         row = _locked_project(project)
         if row.delete_protection:
-            raise errors.ProtectedResource("The project is protected against deletion.")
+            raise errors.ProtectedResource(
+                "The project is protected against deletion. Switch deleteProtection off first."
+            )
         now = clock.now()
         row.deleting_at = now
         row.save(update_fields=["deleting_at"])
@@ -146,7 +148,7 @@ def create_app(project: Project, *, name: str, slug: str, actor: Actor) -> App:
                 EnvironmentRegion.objects.create(environment=environment, region=region)
             audit.record("app.create", actor=actor, workspace_id=owner.workspace_id, targets=[app])
     except IntegrityError:
-        raise _app_exists(slug) from None
+        raise _app_exists(project.id, slug) from None
     return app
 
 
@@ -183,7 +185,7 @@ def update_app(
     except IntegrityError:
         if "slug" not in changes:
             raise
-        raise _app_exists(changes["slug"]) from None
+        raise _app_exists(app.project_id, changes["slug"]) from None
     return row
 
 
@@ -197,7 +199,9 @@ def delete_app(app: App, *, actor: Actor) -> None:
     with transaction.atomic():
         row = _locked_app(app)
         if row.delete_protection:
-            raise errors.ProtectedResource("The app is protected against deletion.")
+            raise errors.ProtectedResource(
+                "The app is protected against deletion. Switch deleteProtection off first."
+            )
         row.deleting_at = clock.now()
         row.save(update_fields=["deleting_at"])
         Environment.objects.filter(app=row, deleting_at=None).update(deleting_at=row.deleting_at)
@@ -222,7 +226,9 @@ def delete_environment(environment: Environment, *, actor: Actor) -> None:
         app = _locked_app(environment.app, missing=errors.EnvironmentNotFound)
         row = _locked_environment(environment)
         if row.delete_protection:
-            raise errors.ProtectedResource("The environment is protected against deletion.")
+            raise errors.ProtectedResource(
+                "The environment is protected against deletion. Switch deleteProtection off first."
+            )
         row.deleting_at = clock.now()
         row.save(update_fields=["deleting_at"])
         start(
@@ -354,12 +360,29 @@ def _refuse_reserved(slug: str) -> None:
         )
 
 
-def _project_exists(slug: str) -> errors.Fault:
-    return errors.ProjectAlreadyExists(f"A project with the slug '{slug}' already exists.")
+def _project_exists(workspace_id: str, slug: str) -> errors.Fault:
+    going = Project.objects.filter(workspace_id=workspace_id, slug=slug).exclude(deleting_at=None)
+    return errors.ProjectAlreadyExists(
+        _taken_down("project", slug)
+        if going.exists()
+        else f"A project with the slug '{slug}' already exists. Choose another slug."
+    )
 
 
-def _app_exists(slug: str) -> errors.Fault:
-    return errors.AppAlreadyExists(f"An app with the slug '{slug}' already exists in this project.")
+def _app_exists(project_id: str, slug: str) -> errors.Fault:
+    going = App.objects.filter(project_id=project_id, slug=slug).exclude(deleting_at=None)
+    return errors.AppAlreadyExists(
+        _taken_down("app", slug)
+        if going.exists()
+        else f"An app with the slug '{slug}' already exists in this project. Choose another slug."
+    )
+
+
+def _taken_down(what: str, slug: str) -> str:
+    return (
+        f"The {what} with the slug '{slug}' was deleted and is still being taken down. Try again when it is gone, "
+        "or choose another slug."
+    )
 
 
 def _given(**fields: Any) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_a_created_project_is_found_by_id_and_slug(tenant: Tenant, project: str)
 def test_a_slug_is_taken_once_per_workspace(tenant: Tenant, stranger: Tenant, project: str) -> None:
     error = tenant.refused("projects.createProject", {"name": "x", "slug": "shop"}, 409)
     assert error["type"].endswith("/unkey/data/project_already_exists")
-    assert error["detail"] == "A project with the slug 'shop' already exists."
+    assert error["detail"] == "A project with the slug 'shop' already exists. Choose another slug."
     stranger("projects.createProject", {"name": "x", "slug": "shop"})
     with unscoped("test"):
         assert Project.objects.count() == 2

@@ -270,3 +270,18 @@ def test_another_workspace_deletes_nothing(full: Platform, stranger: Tenant) -> 
     for operation, body in OPERATIONS.values():
         stranger.refused(operation, body, 404)
     assert Project.objects.unscoped("test").filter(deleting_at=None).count() == 1
+
+
+def test_a_slug_that_is_being_taken_down_says_so(platform: Platform) -> None:
+    platform.deploy()  # it runs, so that the end takes a while
+    gone = "was deleted and is still being taken down. Try again when it is gone, or choose another slug."
+    app = {"project": "shop", "name": "x", "slug": "default"}
+    platform.tenant("apps.deleteApp", platform.names)
+    error = platform.tenant.refused("apps.createApp", app, 409)
+    assert error["detail"] == f"The app with the slug 'default' {gone}"
+    platform.tenant("projects.deleteProject", {"project": "shop"})
+    error = platform.tenant.refused("projects.createProject", {"name": "x", "slug": "shop"}, 409)
+    assert error["detail"] == f"The project with the slug 'shop' {gone}"
+    finish(platform)
+    platform.tenant("projects.createProject", {"name": "x", "slug": "shop"})
+    platform.tenant("apps.createApp", app)
