@@ -173,7 +173,7 @@ def test_row_that_an_agent_could_not_apply_makes_the_cluster_unwell():
 
 
 def test_tokens_are_made_listed_and_revoked_by_command():
-    made = json.loads(cluster("token", "create", "agent", "a1", "--region", "eu", "--json"))
+    made = json.loads(cluster("token", "create", "agent", "a1", "--region", "eu", "--new-region", "--json"))
     assert tokens.bearer(f"Bearer {made['token']}") is not None
     successor = cluster("token", "rotate", "agent", "a1", "--grace-hours", "1").strip()
     listed = json.loads(cluster("token", "list", "--json"))

@@ -1,8 +1,10 @@
 """Tokens of satellites, through the doors that they open."""
 
+import io
 from datetime import timedelta
 
 import pytest
+from django.core.management import CommandError, call_command
 from django.test import Client
 
 from apps.cluster import tokens
@@ -96,3 +98,33 @@ def test_control_plane_proves_itself_to_an_agent_by_the_digest_of_the_agents_tok
     assert tokens.credentials_for(agent) == [tokens.digest_of(text)]
     beat(env.secret("AGENT_TOKEN"))
     assert tokens.credentials_for(Agent.objects.get()) == [env.secret("AGENT_TOKEN")]
+
+
+def manage(*arguments: str) -> str:
+    """Run `manage.py cluster token …`; return what it prints."""
+    out = io.StringIO()
+    call_command("cluster", "token", *arguments, stdout=out, stderr=io.StringIO())
+    return out.getvalue().strip()
+
+
+def test_operator_who_mistypes_a_region_is_told_which_there_are():
+    with pytest.raises(
+        CommandError, match=r"^there is no region eu: there is none yet; --new-region makes it$"
+    ):
+        manage("create", "agent", "a1", "--region", "eu")
+    assert not Token.objects.exists()
+    assert beat(manage("create", "agent", "a1", "--region", "eu", "--new-region"))[0] == 200
+    with pytest.raises(CommandError, match=r"^there is no region ue: there are eu; --new-region makes it$"):
+        manage("create", "agent", "a2", "--region", "ue")
+    assert manage("create", "agent", "a2", "--region", "eu").startswith("unkey_agent_")
+
+
+@pytest.mark.parametrize("hours", ["-1", "nan", "inf", "1e300"])
+def test_a_grace_that_makes_no_sense_changes_nothing(hours: str):
+    _, text = tokens.create("agent", "a1", "eu")
+    with pytest.raises(CommandError, match=r"^--grace-hours is from 0 to 8784, not "):
+        manage("rotate", "agent", "a1", f"--grace-hours={hours}")
+    assert beat(text)[0] == 200
+    assert Token.objects.get().expires_at is None
+    assert beat(manage("rotate", "agent", "a1", "--grace-hours=0"))[0] == 200
+    assert beat(text)[0] == 401

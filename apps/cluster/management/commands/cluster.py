@@ -10,11 +10,12 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from apps.cluster import compaction, status, tokens
-from apps.cluster.models import Token
+from apps.cluster.models import Region, Token
 from unkey import clock
 from unkey.errors import Fault
 
 KINDS = Token.Kind.values
+MAX_GRACE_HOURS = 24.0 * 366
 
 
 class Command(BaseCommand):
@@ -32,6 +33,9 @@ class Command(BaseCommand):
         of_token = token.add_subparsers(dest="verb", required=True, metavar="VERB")
         create = of_token.add_parser("create", help="make a token; its text is shown once")
         create.add_argument("--region", required=True, help="the only region it may speak for")
+        create.add_argument(
+            "--new-region", action="store_true", help="the region is new: its first satellite gets this token"
+        )
         rotate = of_token.add_parser(
             "rotate", help="make a successor; the present one lapses after the grace"
         )
@@ -87,10 +91,18 @@ class Command(BaseCommand):
             sys.exit(1)
 
     def _token_create(self, options: dict[str, Any]) -> None:
-        self._made(*tokens.create(options["kind"], options["name"], options["region"]), options)
+        region = options["region"]
+        known = sorted(Region.objects.values_list("name", flat=True))
+        if region not in known and not options["new_region"]:
+            there_are = f"there are {', '.join(known)}" if known else "there is none yet"
+            raise CommandError(f"there is no region {region}: {there_are}; --new-region makes it")
+        self._made(*tokens.create(options["kind"], options["name"], region), options)
 
     def _token_rotate(self, options: dict[str, Any]) -> None:
-        grace = timedelta(hours=max(0.0, options["grace_hours"]))
+        hours = options["grace_hours"]
+        if not 0 <= hours <= MAX_GRACE_HOURS:  # also what is no number
+            raise CommandError(f"--grace-hours is from 0 to {MAX_GRACE_HOURS:g}, not {hours:g}")
+        grace = timedelta(hours=hours)
         self._made(*tokens.rotate(options["kind"], options["name"], grace), options)
 
     def _made(self, row: Token, text: str, options: dict[str, Any]) -> None:
