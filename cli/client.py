@@ -4,6 +4,7 @@ import http.client
 import json
 import socket
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +12,8 @@ from urllib.parse import urlsplit
 from cli import VERSION
 
 TIMEOUT_SECONDS = 30.0
+PATIENCE_SECONDS = 30.0
+AGAIN_SECONDS = 0.6
 
 
 class Refused(Exception):
@@ -82,6 +85,27 @@ class Client:
             Unreachable: no answer.
         """
         return self._send(operation, json.dumps(body).encode(), "application/json")["data"]
+
+    def ask(self, operation: str, body: dict[str, Any]) -> Any:
+        """Call an operation that changes nothing, again and again while the API is away for a moment.
+
+        Such as while its process restarts: what was asked for before goes on meanwhile.
+
+        Raises:
+            Refused: the API answered with an error.
+            Unreachable: no answer, for half a minute.
+        """
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return self.call(operation, body)
+            except Unreachable:
+                if time.monotonic() > until:
+                    raise
+            except Refused as refused:
+                if refused.status < 500 or time.monotonic() > until:
+                    raise
+            time.sleep(AGAIN_SECONDS)
 
     def pages(self, operation: str, body: dict[str, Any]) -> list[Any]:
         """Return all rows of a paginated operation."""

@@ -93,7 +93,7 @@ def cancel(client: Client, options: argparse.Namespace, terminal: Terminal) -> i
     if not target:
         return FAILED
     client.call("deployments.cancelDeployment", {"deploymentId": target})
-    status = client.call("deployments.getDeployment", {"deploymentId": target})["status"]
+    status = client.ask("deployments.getDeployment", {"deploymentId": target})["status"]
     terminal.document({"deploymentId": target, "status": status})
     if status in ("cancelled", "stopped"):  # one that was being woken sleeps again
         terminal.line(f"{terminal.paint('✓', 'green')} {target} is {status}")
@@ -270,7 +270,7 @@ def _await(
     """Wait until a deployment has the status that was asked for, or cannot get it."""
     began = time.monotonic()
     while True:
-        status = client.call("deployments.getDeployment", {"deploymentId": target})["status"]
+        status = client.ask("deployments.getDeployment", {"deploymentId": target})["status"]
         why = "" if status == wanted else _refusal(client, verb, target)
         if status == wanted or why or time.monotonic() - began > options.timeout:
             break
@@ -290,7 +290,7 @@ def _await(
 
 def _refusal(client: Client, verb: str, target: str) -> str:
     """Return why the last request of this kind failed; empty while it has not."""
-    last = client.call("deployments.getLastRequest", {"deploymentId": target})
+    last = client.ask("deployments.getLastRequest", {"deploymentId": target})
     if last.get("kind") != verb or last.get("status") != "failed":
         return ""
     return str(last.get("message") or last.get("code") or "it failed")
@@ -304,8 +304,8 @@ def _switch(client: Client, verb: str, target: str, options: argparse.Namespace,
     began = time.monotonic()
     client.call(f"deployments.{verb}Deployment", {"deploymentId": target})
     while True:
-        deployment = client.call("deployments.getDeployment", {"deploymentId": target})
-        app = client.call("apps.getApp", {"project": deployment["project"], "app": deployment["app"]})
+        deployment = client.ask("deployments.getDeployment", {"deploymentId": target})
+        app = client.ask("apps.getApp", {"project": deployment["project"], "app": deployment["app"]})
         done = deployment["isCurrent"] and app["isRolledBack"] == (verb == "rollback")
         why = "" if done else _refusal(client, verb, target)
         if done or why or time.monotonic() - began > options.timeout:

@@ -11,7 +11,6 @@ from cli.link import Link, resolve, slug
 from cli.terminal import Terminal, size
 
 POLL_SECONDS = 0.15
-PATIENCE_SECONDS = 30.0
 ROUTED_SECONDS = 5.0
 FINISHED = {"ready", "failed", "skipped", "stopped", "superseded", "cancelled"}
 OK, FAILED, TIMED_OUT, INTERRUPTED = 0, 1, 6, 130
@@ -77,8 +76,8 @@ def _follow(
     queued = ""
     ready_at: float | None = None
     while True:
-        deployment = _ask(client, "deployments.getDeployment", identifier)
-        progress = _ask(client, "deployments.listSteps", identifier)
+        deployment = client.ask("deployments.getDeployment", {"deploymentId": identifier})
+        progress = client.ask("deployments.listSteps", {"deploymentId": identifier})
         for step in progress["steps"]:
             if step.get("endedAt") and step["step"] not in shown:
                 shown.add(step["step"])
@@ -149,21 +148,6 @@ def _why_given_up(progress: dict[str, Any]) -> dict[str, str]:
 def _is_routed(progress: dict[str, Any]) -> bool:
     """Say whether the edges have confirmed the host names: from then on the URLs answer."""
     return any(step["step"] == "finalizing" and step.get("endedAt") for step in progress["steps"])
-
-
-def _ask(client: Client, operation: str, identifier: str) -> Any:
-    """Ask about a deployment, again and again while the API is away for a moment (its process restarts)."""
-    until = time.monotonic() + PATIENCE_SECONDS
-    while True:
-        try:
-            return client.call(operation, {"deploymentId": identifier})
-        except Unreachable:
-            if time.monotonic() > until:
-                raise
-        except Refused as refused:
-            if refused.status < 500 or time.monotonic() > until:
-                raise
-        time.sleep(POLL_SECONDS * 4)
 
 
 def _show(step: dict[str, Any], terminal: Terminal) -> None:

@@ -295,6 +295,26 @@ def test_the_operator_who_lost_is_told_why(server: Server, unkey: Unkey) -> None
     assert (done.returncode, "A promote to d_2" in done.stderr) == (1, True)
 
 
+@pytest.mark.parametrize("verb", ["rollback", "promote", "stop"])
+def test_a_switch_outlives_a_moment_without_an_api(server: Server, unkey: Unkey, verb: str) -> None:
+    done = {"isCurrent": True, "status": "stopped", "project": "shop", "app": "default"}
+    states = [refusal(503, "web restarts"), data({**done, "isCurrent": False, "status": "ready"}), data(done)]
+    last = [refusal(500, "web restarts"), data({})]
+    apps = [
+        refusal(502, "web restarts"),
+        data({"isRolledBack": False}),
+        data({"isRolledBack": verb == "rollback"}),
+    ]
+    server.answers |= {
+        f"deployments.{verb}Deployment": data({}),
+        "deployments.getDeployment": lambda body: states.pop(0)(body),
+        "deployments.getLastRequest": lambda body: last.pop(0)(body),
+        "apps.getApp": lambda body: apps.pop(0)(body),
+    }
+    ended = unkey(verb, "d_1", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert (ended.returncode, states, last) == (0, [], []), ended.stderr
+
+
 @pytest.mark.parametrize(("status", "code"), [("cancelled", 0), ("stopped", 0), ("ready", 1)])
 def test_cancel_takes_what_is_under_way(server: Server, unkey: Unkey, status: str, code: int) -> None:
     server.answers |= {
