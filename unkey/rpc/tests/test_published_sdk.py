@@ -181,6 +181,12 @@ def _ratelimits(call: Recorder) -> None:
     call("ratelimit.deleteOverride", name)
 
 
+def _analytics(call: Recorder) -> None:
+    rows = "SELECT 1 AS a, 'b' AS b, [1] AS c, 0 / 0 AS d"
+    for operation in ("getVerifications", "getRatelimits", "getGatewayRequests", "getRuntimeLogs"):
+        call(f"analytics.{operation}", {"query": rows})
+
+
 def _deployments(call: Recorder, api: str) -> None:
     call("projects.createProject", {"name": "Shop", "slug": "shop"})
     project = {"project": "shop"}
@@ -250,6 +256,7 @@ def test_every_answer_is_read_wholly_by_the_published_models(tenant: Tenant) -> 
     _permissions(call)
     _ratelimits(call)
     _account(call)
+    _analytics(call)
     _deployments(call, api)
     call.refused("apis.createApi", {}, 400)
     key = call("keys.createKey", {"apiId": api})["key"]
