@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("verify", "proxy", "workflow", "recover", "deploy", "switch", "feed")
+BENCHMARKS = ("verify", "limit", "proxy", "workflow", "recover", "deploy", "switch", "feed")
 
 
 def main() -> int:

@@ -218,7 +218,8 @@ def test_every_fault_is_told_with_its_place(time: Clock, wrong: dict[str, Any], 
 
 
 def test_whole_numbers_may_be_written_as_floats_and_other_bodies_are_refused(door: Door) -> None:
-    assert door.limit(limit=3.0, cost=2.0) == {"limit": 3, "remaining": 1, "reset": RESET, "success": True}
+    floats: dict[str, Any] = {"limit": 3.0, "cost": 2.0}
+    assert door.limit(**floats) == {"limit": 3, "remaining": 1, "reset": RESET, "success": True}
     for operation, body in (
         ("ratelimit.limit", []),
         ("ratelimit.multiLimit", []),
