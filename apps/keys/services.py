@@ -285,11 +285,12 @@ def update_credits(key: Key, operation: str, value: int | None, *, actor: Actor)
     return key
 
 
-def reroll_key(key: Key, grace: timedelta, *, actor: Actor) -> tuple[Key, str]:
+def reroll_key(key: Key, grace: timedelta | None, *, actor: Actor) -> tuple[Key, str]:
     """Replace a key by a new one of the same settings; the old one expires after a grace.
 
     Args:
-        grace: how long the old key goes on working; its end is rounded up to the full minute, 0 ends it now.
+        grace: how long the old key goes on working; its end is rounded up to the full minute, 0 ends it
+            now; None: as long as before.
 
     Raises:
         KeyNotFound: it was deleted.
@@ -338,9 +339,9 @@ def reroll_key(key: Key, grace: timedelta, *, actor: Actor) -> tuple[Key, str]:
                 workspace_id=old.workspace_id,
                 ciphertext=vault.encrypt(old.workspace_id, plaintext),
             )
-        ends = _end_of_grace(grace)
+        ends = None if grace is None else _end_of_grace(grace)
         before = audit.state(old, "expires_at")
-        if old.expires_at is None or ends < old.expires_at:
+        if ends is not None and (old.expires_at is None or ends < old.expires_at):
             old.expires_at = ends
         old.updated_at = clock.now()
         old.save(update_fields=["expires_at", "updated_at", "version"])

@@ -1,5 +1,6 @@
 """Operations on APIs and keys: `apis.*` and `keys.*`."""
 
+import time
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -52,6 +53,9 @@ from unkey.rpc.schema import (
 
 API_ID = identifier(8)
 EXPIRES = moment()
+GRACE = nullable(
+    moment(about="how long the old key goes on working, in milliseconds; 0: not at all; null: as before")
+)
 
 REFILL = obj(
     {
@@ -260,7 +264,6 @@ def create_key(call: Call) -> JSON:
     return {"keyId": key.id, "key": plaintext}
 
 
-READ_KEY = T("api.{api}.read_key") | U("keyspaces/{keyspace}/keys/{key}#read_key")
 MOST_NAMES = 10_000
 IMPORTED_KEY = obj(
     {
@@ -318,6 +321,7 @@ def _imported(body: dict[str, Any], where: str) -> imports.ImportedKey:
     return imports.ImportedKey(body["hash"], **given, enabled=body["enabled"])
 
 
+READ_KEY = T("api.{api}.read_key") | U("keyspaces/{keyspace}/keys/{key}#read_key")
 DECRYPT_KEY = T("api.{api}.decrypt_key") | U("keyspaces/{keyspace}/keys/{key}#decrypt_key")
 
 
@@ -456,7 +460,7 @@ def delete_key(call: Call) -> JSON:
 
 @route(
     "keys.rerollKey",
-    request=obj({"keyId": KEY_ID, "expiration": EXPIRES}),
+    request=obj({"keyId": KEY_ID, "expiration": GRACE}),
     response=NEW_KEY,
     permission=CREATE_KEY,
     errors=[errors.KeyNotFound],
@@ -470,10 +474,13 @@ def reroll_key(call: Call) -> JSON:
     call.authorize(ids=about)
     if hasattr(key, "encrypted"):
         call.authorize(ENCRYPT_KEYS, ids=about)
-    new, plaintext = services.reroll_key(
-        key, timedelta(milliseconds=call.body["expiration"]), actor=call.actor
-    )
+    new, plaintext = services.reroll_key(key, grace(call.body["expiration"]), actor=call.actor)
     return {"keyId": new.id, "key": plaintext}
+
+
+def grace(milliseconds: int | None) -> timedelta | None:
+    """Return how long a rerolled key goes on working; None: as long as before."""
+    return None if milliseconds is None else timedelta(milliseconds=milliseconds)
 
 
 @route(
@@ -485,16 +492,18 @@ def reroll_key(call: Call) -> JSON:
 )
 def verify_key(call: Call) -> Any:
     """Say whether a key may be used, and spend what the use costs."""
+    started = time.perf_counter()
     key = verification.find_key(call.body["key"])
-    about = _about(key) if key else {"api": "*", "keyspace": "*", "key": "*"}
-    if not call.allows(about) or key is None:
     migration = call.body.get("migrationId")
     if key is None and migration and imports.take_over(call.workspace_id, migration, call.body["key"]):
         key = verification.find_key(call.body["key"])
-        return msgspec.Raw(steps.BARE_NOT_FOUND)
-    if "keyspaces" in call.body and key.key_space_id not in call.body["keyspaces"]:
+    about = _about(key) if key else {"api": "*", "keyspace": "*", "key": "*"}
+    named = key is not None and key.key_space_id in call.body.get("keyspaces", (key.key_space_id,))
+    if not call.allows(about) or key is None or not named:
+        verification.note(call, None, started)
         return msgspec.Raw(steps.BARE_NOT_FOUND)
     verdict = verification.verify(key, call.body, call.remote_ip)
+    verification.note(call, verdict, started)
     return msgspec.Raw(steps.render(verdict))
 
 

@@ -361,6 +361,15 @@ def test_the_grace_of_a_reroll_ends_at_a_full_minute(tenant: Tenant, make_key: M
     assert earliest <= expires < earliest + 120_000
 
 
+def test_a_reroll_without_an_end_leaves_the_old_key_as_it_is(tenant: Tenant, make_key: MakeKey) -> None:
+    for made in (make_key(), make_key(expires=4102444800000)):
+        before = tenant("keys.getKey", {"keyId": made["keyId"]})
+        tenant("keys.rerollKey", {"keyId": made["keyId"], "expiration": None})
+        after = tenant("keys.getKey", {"keyId": made["keyId"]})
+        assert after.get("expires") == before.get("expires")
+        assert tenant("keys.verifyKey", {"key": made["key"]})["valid"]
+
+
 def test_permissions_are_added_removed_and_set(tenant: Tenant, make_key: MakeKey) -> None:
     about = {"keyId": make_key(permissions=["a"])["keyId"]}
 
