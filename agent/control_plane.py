@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from agent import wire
-from unkey import VERSION
+from unkey import VERSION, clock
 
 SILENCE_SECONDS = 30.0
 _MAX_LINE = 4 * 1024 * 1024
@@ -47,6 +47,7 @@ class ControlPlane:
         # By these the control plane tells a report that was overtaken by a later one.
         self._run = secrets.token_hex(8)
         self._reports = 0
+        self.heard = 0.0  # when it answered last, in Unix seconds
         # trust_env=False: the control plane is reached directly, never through a proxy of this process.
         self._client = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {token}"},
@@ -141,6 +142,7 @@ class ControlPlane:
         except httpx.HTTPError as error:
             raise Unreachable(f"web: {error or type(error).__name__}") from error
         _check(response)
+        self.heard = clock.now_ms() / 1000
         return response.content
 
 

@@ -3,6 +3,7 @@
     <root>/snapshots/<digest>.tar.gz     what was fetched
     <root>/environments/<key>/           virtual environments, by what is installed in them
     <root>/instances/<name>/             instance.json, log, app/ (the unpacked snapshot), tmp/
+    <root>/../ports.json                 who has which port of the machine; shared by its agents
 
 Instances outlive the agent: each leads its own session, writes its log itself, and is found again by
 `instance.json`, which says pid, start time and boot, so a pid that was given to a stranger is never
@@ -21,11 +22,9 @@ Limits, for what an unprivileged agent can do without a control group:
 import asyncio
 import errno
 import os
-import random
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -41,12 +40,12 @@ from agent.control_plane import ControlPlane, Refused, Unreachable
 from agent.runtimes import processes
 from agent.runtimes.base import Observed, Order, StartFailed, Usage
 from agent.runtimes.dependencies import Environments, base_path, run
+from agent.runtimes.ports import HOST, NoPort, Ports
 from agent.runtimes.processes import Identity
 from agent.wire import VARIABLE, LogLine
 from unkey import clock, snapshots
 from unkey.errors import InvalidSnapshot
 
-HOST = "127.0.0.1"
 # Below the kernel's usual range for outgoing connections (32768 and up), so that none takes the port
 # between the look and the instance's bind.
 PORTS = range(20_000, 32_000)
@@ -116,6 +115,7 @@ class ProcessRuntime:
         for folder in (self._snapshots, self._instances):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._environments = Environments(root / "environments")
+        self._ports = Ports(root.parent / "ports.json", PORTS)
         self._known: dict[str, Instance] = {}
         self._used: dict[Identity, Usage] = {}
         self._used_at = -MEMORY_LOOK_SECONDS
@@ -131,9 +131,10 @@ class ProcessRuntime:
                 record = msgspec.json.decode((folder / "instance.json").read_bytes(), type=Record)
             except (OSError, msgspec.DecodeError, ValueError):
                 await self._end_all(None, folder.name, signal.SIGKILL, 1.0)
-                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+                await self._remove(folder)
                 continue
             instance = Instance(record, folder)
+            await asyncio.to_thread(self._ports.adopt, folder, record.port)
             process = record.process
             if process is None or not processes.is_alive(process):
                 instance.ended = "it ended while no agent was there to see how"
@@ -155,6 +156,14 @@ class ProcessRuntime:
             # Whoever needs it tries again, and tells the deployment's owner.
             log.warning("environment_not_made", error=str(error))
 
+    async def _take_port(self, folder: Path) -> int:
+        try:
+            return await asyncio.to_thread(self._ports.take, folder, self._control.heard)
+        except NoPort as error:
+            raise StartFailed(str(error), again=True) from error
+        except OSError as error:
+            raise StartFailed(_disk_trouble(error), again=True) from error
+
     async def start(self, order: Order) -> Observed:
         """See `Runtime.start`."""
         folder = self._instances / order.name
@@ -166,7 +175,7 @@ class ProcessRuntime:
             name=order.name,
             deployment_id=order.deployment_id,
             image=order.image,
-            port=self._free_port(),
+            port=await self._take_port(folder),
             memory_mib=order.settings.memory_mib,
         )
         instance = Instance(record, folder)
@@ -238,7 +247,15 @@ class ProcessRuntime:
         """See `Runtime.remove`."""
         instance = self._known.pop(name, None)
         if instance is not None:
-            await asyncio.to_thread(shutil.rmtree, instance.folder, ignore_errors=True)
+            await self._remove(instance.folder)
+
+    async def _remove(self, folder: Path) -> None:
+        """Remove an instance's folder; from then on its port rests."""
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            await asyncio.to_thread(self._ports.release, folder)
+        except OSError as error:  # a full disk: it begins to rest when the next port is taken
+            log.warning("port_not_released", folder=str(folder), error=str(error))
 
     async def note(self, name: str, text: str) -> None:
         """See `Runtime.note`."""
@@ -276,7 +293,7 @@ class ProcessRuntime:
             log.warning("strays_ended", pids=strays)
             processes.end(strays, signal.SIGKILL)
         for folder in folders:
-            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+            await self._remove(folder)
 
     def _tidy(self, images: set[str], instances: list[Instance]) -> None:
         kept = {f"{image.rpartition(':')[2]}.tar.gz" for image in images}
@@ -385,21 +402,6 @@ class ProcessRuntime:
             "UNKEY_INSTANCE_ID": order.name,
             processes.MARK: str(instance.folder),
         }
-
-    def _free_port(self) -> int:
-        taken = {instance.record.port for instance in self._known.values() if not instance.ended}
-        for _ in range(1000):
-            port = random.choice(PORTS)  # noqa: S311  (no secret)
-            if port in taken:
-                continue
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((HOST, port))
-                except OSError:
-                    continue
-            return port
-        raise StartFailed(f"No port from {PORTS.start} to {PORTS.stop - 1} is free.", again=True)
 
     async def _within_memory(self, instance: Instance) -> bool:
         record = instance.record

@@ -19,7 +19,7 @@ import pytest
 from agent.agent import Agent
 from agent.control_plane import ControlPlane
 from agent.reconciler import Timing
-from agent.runtimes import processes
+from agent.runtimes import ports, processes
 from agent.runtimes.process import ProcessRuntime
 from agent.tests.control import LIMITS, TOKEN, FakeControlPlane
 
@@ -193,3 +193,20 @@ def gone(pid: int) -> None:
     while is_running(pid):
         assert time.monotonic() < deadline, f"{pid} still runs"
         time.sleep(0.02)
+
+
+@pytest.fixture
+def numbers() -> range:
+    """Three ports in a row of this machine that nobody has now."""
+    for first in range(41_000, 60_000, 3):
+        probes = [socket.socket() for _ in range(3)]
+        try:
+            for number, probe in enumerate(probes):
+                probe.bind((ports.HOST, first + number))
+        except OSError:
+            continue
+        finally:
+            for probe in probes:
+                probe.close()
+        return range(first, first + 3)
+    raise AssertionError("no three ports in a row are free")

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from agent import health
+from agent.runtimes import process
 from agent.runtimes.base import Order, StartFailed
 from agent.runtimes.process import LOG_BYTES, ProcessRuntime
 from agent.tests import programs
@@ -320,5 +321,29 @@ def test_what_no_deployment_uses_is_dropped(make, order, root):
         await runtime.remove("i_1")
         await runtime.tidy(set())
         assert list((root / "snapshots").iterdir()) == []
+
+    make.run(scenario)
+
+
+def test_a_dead_instances_port_is_not_given_to_another(make, order, monkeypatch, numbers):
+    """An edge that has not heard of its end yet would send the other one what was meant for it."""
+
+    async def scenario():
+        monkeypatch.setattr(process, "PORTS", numbers[:2])
+        runtime = make()
+        first = await runtime.start(order(name="i_1"))
+        await runtime.stop("i_1", "SIGKILL", 0.0)
+        second = await runtime.start(order(name="i_2"))
+        assert second.address != first.address
+        await runtime.remove("i_1")
+        with pytest.raises(StartFailed, match=r"^No port from ") as refused:
+            await runtime.start(order(name="i_3"))
+        assert refused.value.again
+        # Nor by an agent that comes after, which finds the one and has never heard of the other.
+        after = make()
+        await after.recover()
+        with pytest.raises(StartFailed, match=r"^No port from "):
+            await after.start(order(name="i_3"))
+        await runtime.stop("i_2", "SIGKILL", 0.0)
 
     make.run(scenario)

@@ -117,13 +117,13 @@ def test_an_instance_ends_after_the_edges_know_and_its_requests_are_answered(
             assert not is_running(pid)
 
     asyncio.run(scenario())
-    # The version that was asked for is that of the report that said `draining`.
+    # The version that was asked for is of a report that said `draining`, never of one before.
     draining = next(
         number
         for number, report in enumerate(plane.reports, 1)
         if [each["status"] for each in report["instances"]] == ["draining"]
     )
-    assert set(plane.asked) == {draining}
+    assert min(plane.asked) >= draining
 
 
 def test_edges_that_never_know_are_not_waited_for_for_ever(plane, patient, in_process):
