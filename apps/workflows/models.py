@@ -123,7 +123,10 @@ class WorkflowStep(models.Model):
     `ended_at` is null while attempts fail and more are to come; then `error` is the latest one.
     """
 
-    run: Any = models.ForeignKey(WorkflowRun, on_delete=models.CASCADE, related_name="journal")
+    # Found by the constraint's index, which begins with it: one more would be written at every step.
+    run: Any = models.ForeignKey(
+        WorkflowRun, on_delete=models.CASCADE, related_name="journal", db_index=False
+    )
     kind = models.CharField(max_length=16, choices=Kind.choices, default=Kind.STEP)
     name = models.CharField(max_length=128)
     position = models.PositiveIntegerField()
