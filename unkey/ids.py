@@ -6,11 +6,17 @@ from functools import partial
 
 ALPHABET = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 LENGTH = 16
+_MANY = 58**LENGTH
 
 
 def new(prefix: str) -> str:
     """Return a fresh identifier such as `proj_4kWx…` (94 bits of randomness)."""
-    return f"{prefix}_{''.join(secrets.choice(ALPHABET) for _ in range(LENGTH))}"
+    number = secrets.randbelow(_MANY)
+    digits = []
+    for _ in range(LENGTH):
+        number, digit = divmod(number, 58)
+        digits.append(ALPHABET[digit])
+    return f"{prefix}_{''.join(digits)}"
 
 
 def factory(prefix: str) -> Callable[[], str]:
