@@ -44,8 +44,8 @@ def serve() -> None:
     from django.core.management import call_command
     from django.db import transaction
 
+    from apps.workflows import sweeper
     from apps.workflows.engine import Run, Step, Workflow, start, step
-    from apps.workflows.sweeper import Dispatcher
     from apps.workflows.transactions import in_transaction
 
     call_command("migrate", verbosity=0)
@@ -81,8 +81,7 @@ def serve() -> None:
             start(workflow, {"caller": caller})
 
     def measure(workflow: type[Workflow], at_once: int, seconds: float) -> float:
-        dispatcher = Dispatcher(None, threads=at_once)
-        dispatcher.start()
+        dispatcher = sweeper.serve(None, at_once)
         for caller in range(at_once):
             ended.put(caller)
         started = 0
@@ -116,6 +115,7 @@ class Ours:
                 "DATABASE_URL": database_url,
                 "UNKEY_VAR": str(folder),
                 "LOG_LEVEL": "warning",
+                "DEBUG": "0",  # as in production; in development Django takes each statement down
             },
             cwd=ROOT,
             stdin=subprocess.PIPE,

@@ -4,6 +4,7 @@ One dispatcher per worker process holds the threads that run steps. Wake-ups fro
 sweeper's own findings both go through it, so that a process never drives one key twice at a time.
 """
 
+import gc
 import threading
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -23,6 +24,7 @@ log = structlog.get_logger("workflows")
 
 INTERVAL = 0.5
 BATCH = 500
+YOUNG_OBJECTS = 10_000
 
 
 def due_keys(queues: Iterable[str] | None = None, limit: int = BATCH) -> list[str]:
@@ -166,3 +168,17 @@ class Dispatcher:
         if soonest is None:
             return INTERVAL
         return min(INTERVAL, max((soonest - clock.now()) / timedelta(seconds=1), 0.001))
+
+
+def serve(queues: Iterable[str] | None, threads: int) -> Dispatcher:
+    """Start the dispatcher of a process that does nothing else for the rest of its life.
+
+    What is loaded by now stays: Python need not look through it for garbage again and again while steps
+    run, which takes a quarter of the processor that they need.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, 10, 10)
+    dispatcher = Dispatcher(queues, threads)
+    dispatcher.start()
+    return dispatcher

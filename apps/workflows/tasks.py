@@ -47,8 +47,7 @@ def _start(instance: Any, **_kwargs: Any) -> None:
     """Begin to sweep before the broker is reached: runs go on without it."""
     global _dispatcher
     queues = list(instance.app.amqp.queues.consume_from)
-    _dispatcher = sweeper.Dispatcher(queues, env.WORKER_CONCURRENCY)
-    _dispatcher.start()
+    _dispatcher = sweeper.serve(queues, env.WORKER_CONCURRENCY)
     if env.WORKER_METRICS_PORT:
         try:
             metrics.serve(str(env.BIND), env.WORKER_METRICS_PORT)
