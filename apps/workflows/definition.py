@@ -2,8 +2,8 @@
 
 import inspect
 import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, overload
@@ -123,13 +123,11 @@ class Run:
             self._results = self._load()
         return self._results
 
-    @contextmanager
-    def scope(self) -> Iterator[None]:
+    def scope(self) -> AbstractContextManager[None]:
         """Open the run's workspace, or lift the scope when it has none."""
-        with (
+        return (
             workspace_scope(self.workspace_id) if self.workspace_id else unscoped(f"workflow {self.service}")
-        ):
-            yield
+        )
 
 
 Recording = Callable[..., Any]

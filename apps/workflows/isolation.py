@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from django.db import connection, transaction
+from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from apps.workflows.transactions import is_away, is_contention
 
@@ -30,6 +30,7 @@ class Isolation:
 
     def __init__(self, write: Callable[[], None]) -> None:
         self._write = write
+        self._connection: Any = connections[DEFAULT_DB_ALIAS]
         self._own = False
         self._inside = False
         self._savepoint: Any = None
@@ -38,7 +39,7 @@ class Isolation:
         self.touched = False
 
     def __enter__(self) -> "Isolation":
-        self._stack.enter_context(connection.execute_wrapper(self._statement))
+        self._stack.enter_context(self._connection.execute_wrapper(self._statement))
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -56,12 +57,13 @@ class Isolation:
     @contextmanager
     def part(self) -> Iterator[None]:
         """Run one part of user code: its effects stay if the block ends, and are gone if it raises."""
-        hooks = len(connection.run_on_commit)
+        database = self._connection
+        hooks = len(database.run_on_commit)
         self._inside, self._savepoint = True, None
         try:
             yield
             self.check()
-            if connection.needs_rollback:
+            if database.needs_rollback:
                 raise RolledBack("the recording part rolled its transaction back; raise an error instead")
         except Exception:
             self._inside = False
@@ -71,14 +73,14 @@ class Isolation:
                 with self.own():
                     transaction.savepoint_rollback(self._savepoint)
                     transaction.savepoint_commit(self._savepoint)
-            del connection.run_on_commit[hooks:]
+            del database.run_on_commit[hooks:]
             raise
         self._inside = False
         if self._savepoint is not None:
             with self.own():
                 transaction.savepoint_commit(self._savepoint)
         # A hook of one part that raises must not keep those of the others from running.
-        waiting: list[Any] = connection.run_on_commit
+        waiting: list[Any] = database.run_on_commit
         waiting[hooks:] = [(savepoints, hook, True) for savepoints, hook, _ in waiting[hooks:]]
 
     def check(self) -> None:

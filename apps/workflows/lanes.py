@@ -17,11 +17,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
-from django.db import DatabaseError, InterfaceError, close_old_connections, connection, connections
+from django.db import (
+    DEFAULT_DB_ALIAS,
+    DatabaseError,
+    InterfaceError,
+    close_old_connections,
+    connection,
+    connections,
+)
 
 from apps.workflows.driver import SLICE_SECONDS, commit
 from apps.workflows.group import SLOW_SECONDS, Crew, Done
@@ -261,12 +269,13 @@ class Lanes:
     def _work(self) -> None:
         seat = threading.Lock()
         seat.acquire()
+        database = connections[DEFAULT_DB_ALIAS]
         checked = time.monotonic()
         ours = True
         try:
             while (work := self._next(seat)) is not None:
                 if time.monotonic() - checked > CHECK_SECONDS:
-                    close_old_connections()
+                    _close_broken()
                     checked = time.monotonic()
                 if isinstance(work, Batch):
                     self._drive(work)
@@ -275,14 +284,28 @@ class Lanes:
                 if outcome is None:
                     ours = False  # it was given up
                     return
-                if not self._deliver(outcome):
+                if database.in_atomic_block:  # no group may be committed on this connection
+                    self._expired(Raised(work, RuntimeError("the outside part left a transaction open")))
+                    ours = False
                     return
+                if isinstance(outcome, Raised):
+                    _close_broken()
+                with self._guard:
+                    self._inbox.append(outcome)
+                    self._seeking += 1
         finally:
             connections.close_all()
             with self._guard:
                 self._living -= ours
                 self._call()
                 self._dismiss()
+
+    def _expired(self, outcome: Outcome) -> None:
+        """Take in what came of a part whose thread is not counted on any longer."""
+        with self._guard:
+            self._living -= 1
+            self._inbox.append(outcome)
+            self._call()
 
     def _next(self, seat: threading.Lock) -> Task | Batch | None:
         """Wait for something to do; None: this thread is not needed any longer.
@@ -333,27 +356,6 @@ class Lanes:
             batch.keys.append(key)
         return batch
 
-    # -- outcomes of outside parts -----------------------------------------------------------------
-
-    def _deliver(self, outcome: Outcome) -> bool:
-        """Take in what came of this thread's outside part; whether its connection is fit for a group."""
-        clean = not connection.in_atomic_block
-        if not clean:
-            outcome = Raised(outcome.task, RuntimeError("the outside part left a transaction open"))
-        elif isinstance(outcome, Raised):
-            close_old_connections()
-        with self._guard:
-            self._inbox.append(outcome)
-            self._seeking += clean
-        return clean
-
-    def _expired(self, outcome: Outcome) -> None:
-        """Take in that a part ran out of time; its thread is not counted on any longer."""
-        with self._guard:
-            self._living -= 1
-            self._inbox.append(outcome)
-            self._call()
-
     # -- a group -----------------------------------------------------------------------------------
 
     def _drive(self, batch: Batch) -> None:
@@ -363,7 +365,7 @@ class Lanes:
         except (DatabaseError, InterfaceError) as error:
             log.warning("workflow steps not recorded yet: the database is away", error=str(error))
             self._stopping.wait(AWAY_SECONDS)
-            close_old_connections()
+            _close_broken()
         except Exception:
             log.exception("a group failed; the sweeper will find its keys again")
             self._let_go(batch)
@@ -464,3 +466,9 @@ class Lanes:
     def _finish(self, hand: Hand) -> None:
         for future in hand.waiting:
             future.set_result(hand.moved)
+
+
+def _close_broken() -> None:
+    """Close this thread's connections that have failed; one that fails at that as well ends no thread."""
+    with suppress(DatabaseError, InterfaceError):
+        close_old_connections()

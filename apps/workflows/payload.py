@@ -8,6 +8,7 @@ JSON: TypeAlias = dict[str, "JSON"] | list["JSON"] | str | int | float | bool | 
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 64
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 class BadPayload(ValueError):
@@ -48,8 +49,8 @@ def encode(value: object, what: str) -> str:
         BadPayload: says where and why.
     """
     _check(value, what, 0)
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    if len(text.encode()) > MAX_BYTES:
+    text = _ENCODER.encode(value)
+    if len(text) > MAX_BYTES or len(text.encode()) > MAX_BYTES:
         raise BadPayload(f"{what} has {len(text.encode())} bytes; at most {MAX_BYTES} are kept")
     return text
 

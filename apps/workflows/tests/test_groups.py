@@ -24,8 +24,10 @@ def crew() -> Crew:
 
 
 def moved(with_crew: Crew, runs: list[WorkflowRun]) -> list[Done]:
-    """Move the keys of runs once, and read the runs again."""
+    """Move the keys of runs once, those that were put aside as slow by themselves, and read the runs again."""
     done = list(commit(with_crew, [run.key for run in runs], []))
+    slow = [key for each in done for key in each.alone]
+    done += [each for key in slow for each in commit(with_crew, [key], [])]
     for run in runs:
         run.refresh_from_db()
     return done
