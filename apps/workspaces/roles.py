@@ -16,17 +16,26 @@ class Action(StrEnum):
     OPERATE = "switch, stop, start or cancel deployments"
     CONFIGURE = "change settings, variables or policies"
     CREATE = "create projects or apps"
-    DELETE = "delete projects, apps or environments"
+    KEYS = "make or change APIs, keys, identities, permissions or roles"
+    DELETE = "delete projects, apps, environments or APIs"
     APPROVE = "approve deployments"
     REVEAL = "read the values of variables"
     AUDIT = "read the audit log"
     MEMBERS = "manage members"
+    ROOT_KEYS = "manage root keys"
     OWNERS = "grant or take the role owner"
 
 
 _VIEWER = frozenset({Action.READ, Action.TOKENS})
-_MEMBER = _VIEWER | {Action.DEPLOY, Action.OPERATE, Action.CONFIGURE, Action.CREATE}
-_ADMIN = _MEMBER | {Action.DELETE, Action.APPROVE, Action.REVEAL, Action.AUDIT, Action.MEMBERS}
+_MEMBER = _VIEWER | {Action.DEPLOY, Action.OPERATE, Action.CONFIGURE, Action.CREATE, Action.KEYS}
+_ADMIN = _MEMBER | {
+    Action.DELETE,
+    Action.APPROVE,
+    Action.REVEAL,
+    Action.AUDIT,
+    Action.MEMBERS,
+    Action.ROOT_KEYS,
+}
 
 ALLOWED: dict[Role, frozenset[Action]] = {
     Role.VIEWER: _VIEWER,

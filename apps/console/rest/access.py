@@ -147,7 +147,7 @@ class View(APIView):
         return self.response
 
     def finalize_response(self, request: Any, response: Any, *args: Any, **kwargs: Any) -> Any:
-        if request.method in SAFE and response.status_code == 200:
+        if request.method in SAFE and response.status_code == 200 and isinstance(response, Response):
             response = _unchanged(request, response)
         finished = super().finalize_response(request, response, *args, **kwargs)
         if "Cache-Control" not in finished.headers:

@@ -25,7 +25,7 @@ from apps.console.rest import once, pages, problems
 from unkey import clock, errors
 from unkey.errors import Violation
 from unkey.rpc.routes import routes
-from unkey.rpc.schema import Checker, Field, Schema, obj
+from unkey.rpc.schema import Checker, Field, Schema, nullable, obj, string
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _LAST_MOMENT = 4_102_444_800_000
@@ -251,10 +251,18 @@ def _collection(answer: type[serializers.Serializer[Any]], page: bool) -> Any:
     return inline_serializer(f"{answer.__name__.removesuffix('Serializer')}{kind}", fields)
 
 
+def _success(status: int, shown: Any, media: str) -> dict[Any, Any]:
+    if media:
+        return {(status, media): OpenApiTypes.STR}
+    return {status: shown if shown is not None else OpenApiResponse(description="Done.")}
+
+
 def operation(
     name: str,
     *,
     answer: type[serializers.Serializer[Any]] | None = None,
+    shape: Schema | None = None,
+    media: str = "",
     page: bool = False,
     many: bool = False,
     body: Body | None = None,
@@ -268,7 +276,9 @@ def operation(
 
     Args:
         name: `<things>.<verb>`; the first part groups operations.
-        answer: what is shown; None: no content.
+        answer: what is shown; None: no content, unless one of the next two says more.
+        shape: the schema of what is shown, for what `/v2` shows likewise; of a page, that of its items.
+        media: media type of an answer that is not JSON.
         page, many: a page of them, or an object with all of them as `items`.
         body: what it takes.
         archive: media type of a body that is not JSON.
@@ -280,6 +290,8 @@ def operation(
     shown: Any = answer
     if answer is not None and (page or many):
         shown = _collection(answer, page)
+    if shape is not None:
+        shown = obj({"items": shape, "nextCursor": nullable(string())}) if page else shape
     request: Any = {"application/json": body.schema} if body else None
     if archive:
         request = {archive: OpenApiTypes.BINARY}
@@ -295,7 +307,7 @@ def operation(
             request=request,
             parameters=parameters,
             responses={
-                status: shown if shown is not None else OpenApiResponse(description="Done."),
+                **_success(status, shown, media),
                 ("default", problems.CONTENT_TYPE): _PROBLEM,
             },
             auth=[] if public else None,

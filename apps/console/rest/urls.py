@@ -3,7 +3,7 @@
 from django.urls import URLPattern, include, path, re_path
 from drf_spectacular.views import SpectacularSwaggerView
 
-from apps.console.rest import deployments, document, events, people, platform, problems, projects
+from apps.console.rest import deployments, document, events, keys, people, platform, problems, projects
 from apps.console.rest.access import WorkspaceView
 
 _ENVIRONMENT = "projects/<str:project>/apps/<str:app>/environments/<str:environment>"
@@ -60,6 +60,22 @@ api = [
     _workspace("runs/<str:run>", platform.RunDetail),
     _workspace("limits", platform.LimitsAndUsage),
     _workspace("audit", platform.Audit),
+    _workspace("audit/export", platform.AuditExport),
+    _workspace("apis", keys.Apis),
+    _workspace("apis/<str:api>", keys.ApiDetail),
+    _workspace("apis/<str:api>/keys", keys.Keys),
+    _workspace("keys/<str:api_key>", keys.KeyDetail),
+    _workspace("keys/<str:api_key>/reroll", keys.KeyReroll),
+    _workspace("keys/<str:api_key>/credits", keys.KeyCredits),
+    _workspace("identities", keys.Identities),
+    _workspace("identities/<str:identity>", keys.IdentityDetail),
+    _workspace("permissions", keys.Permissions),
+    _workspace("permissions/<str:permission>", keys.PermissionDetail),
+    _workspace("roles", keys.Roles),
+    _workspace("roles/<str:role>", keys.RoleDetail),
+    _workspace("root-keys", keys.RootKeys),
+    _workspace("root-keys/<str:root_key>", keys.RootKeyDetail),
+    _workspace("root-keys/<str:root_key>/reroll", keys.RootKeyReroll),
 ]
 
 urlpatterns = [

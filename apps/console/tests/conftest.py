@@ -44,7 +44,12 @@ class Caller:
             content_type="application/json",
             headers={name: value for name, value in sent.items() if value},
         )
-        decoded = json.loads(response.content) if response.content else None
+        content = b"".join(response) if response.streaming else response.content
+        decoded: Any
+        if response.get("Content-Type") == "application/x-ndjson":
+            decoded = [json.loads(line) for line in content.splitlines()]
+        else:
+            decoded = json.loads(content) if content else None
         return Answer(response.status_code, decoded, response.headers)
 
     def __call__(self, method: str, path: str, body: Any = None, **headers: str) -> Any:

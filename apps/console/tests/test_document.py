@@ -26,7 +26,7 @@ def test_every_endpoint_is_described_with_its_refusals(client: Client):
     assert len(names) == len(set(names)) == len(list(endpoints()))
 
 
-def test_the_page_loads_nothing_from_elsewhere(client: Client):
+def test_the_page_loads_nothing_from_elsewhere(db: None, client: Client):
     page = client.get("/api/docs")
     assert page.status_code == 200
     text = page.content.decode()

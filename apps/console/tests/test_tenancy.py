@@ -34,6 +34,18 @@ BODIES: dict[str, Any] = {
     "POST members": {"username": "nina", "role": "viewer"},
     "PATCH members/<str:member>": {"role": "viewer"},
     "POST tokens": {"name": "mine", "role": "viewer", "expiresAt": 4_000_000_000_000},
+    "POST apis": {"name": "Other"},
+    "PATCH keys/<str:api_key>": {"enabled": False},
+    "POST keys/<str:api_key>/reroll": {"expiration": 0},
+    "POST keys/<str:api_key>/credits": {"operation": "set", "value": 1},
+    "POST identities": {"externalId": "other"},
+    "PATCH identities/<str:identity>": {"meta": {"stolen": True}},
+    "POST permissions": {"name": "Other", "slug": "other"},
+    "POST roles": {"name": "other"},
+    "PUT roles/<str:role>": {"permissions": ["other"]},
+    "POST root-keys": {"permissions": []},
+    "PATCH root-keys/<str:root_key>": {"enabled": False},
+    "POST root-keys/<str:root_key>/reroll": {"expiration": 0},
 }
 
 _DEPLOYMENT = "workspaces/<str:workspace>/deployments/<str:deployment>"
@@ -115,6 +127,23 @@ def things(platform: Platform, owner: Caller) -> dict[str, str]:
         "key": "SECRET",
         "policy": policies["items"][0]["id"],
         "run": run.id,
+        **_account(platform.tenant),
+    }
+
+
+def _account(tenant: Tenant) -> dict[str, str]:
+    """Make one of each thing of the API product, and return them by their names in addresses."""
+    api = tenant("apis.createApi", {"name": "payments"})["apiId"]
+    key = tenant("keys.createKey", {"apiId": api, "credits": {"remaining": 3}})["keyId"]
+    return {
+        "api": api,
+        "api_key": key,
+        "identity": tenant("identities.createIdentity", {"externalId": "ada"})["identityId"],
+        "permission": tenant("permissions.createPermission", {"name": "Read", "slug": "read"})[
+            "permissionId"
+        ],
+        "role": tenant("permissions.createRole", {"name": "reader"})["roleId"],
+        "root_key": tenant("rootKeys.createKey", {"permissions": []})["keyId"],
     }
 
 
@@ -190,8 +219,15 @@ def test_a_role_may_do_what_the_table_says_and_nothing_else(
 def test_what_roles_may_do():
     table = {str(role): {action.name for action in allowed} for role, allowed in roles.ALLOWED.items()}
     assert table["viewer"] == {"READ", "TOKENS"}
-    assert table["member"] - table["viewer"] == {"DEPLOY", "OPERATE", "CONFIGURE", "CREATE"}
-    assert table["admin"] - table["member"] == {"DELETE", "APPROVE", "REVEAL", "AUDIT", "MEMBERS"}
+    assert table["member"] - table["viewer"] == {"DEPLOY", "OPERATE", "CONFIGURE", "CREATE", "KEYS"}
+    assert table["admin"] - table["member"] == {
+        "DELETE",
+        "APPROVE",
+        "REVEAL",
+        "AUDIT",
+        "MEMBERS",
+        "ROOT_KEYS",
+    }
     assert table["owner"] - table["admin"] == {"OWNERS"}
 
 
