@@ -153,7 +153,7 @@ SETTINGS: tuple[Setting, ...] = (
         "url",
         str,
         "",
-        "analytics at scale (no effect yet); empty: segment files",
+        "analytics at scale: http://user:password@host:port/database; empty: segment files",
         secret=True,
     ),
     Setting(
@@ -265,6 +265,13 @@ SETTINGS: tuple[Setting, ...] = (
         _choice("default", "auto"),
         "default",
         "auto: `manage.py up` takes free ports",
+    ),
+    Setting(
+        "PORTAL_URL",
+        "url",
+        lambda text: text.rstrip("/"),
+        "",
+        "page where portal sessions begin, with ?code=…; empty: no sessions can be made",
     ),
     Setting(
         "CORS_ORIGINS",

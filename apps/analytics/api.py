@@ -39,8 +39,10 @@ _ONE = re.compile(r"(api|ratelimit)\.([A-Za-z0-9_]+)\.read_analytics\Z")
 
 
 def _answer(call: Call, sources: Mapping[str, Source], only: Sequence[str] | None = None) -> JSON:
-    scope = gateway.Scope(call.workspace_id, sources, retention_days(call.workspace_id), only)
-    return engine().run(gateway.confine(call.body["query"], scope), scope.rows)
+    runs = engine()
+    days = retention_days(call.workspace_id)
+    scope = gateway.Scope(call.workspace_id, sources, days, only, database=runs.database)
+    return runs.run(gateway.confine(call.body["query"], scope), scope.rows)
 
 
 def _named(call: Call, kind: str) -> list[str]:

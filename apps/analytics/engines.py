@@ -20,8 +20,10 @@ from apps.analytics import gateway
 from apps.analytics.embedded import Embedded
 from apps.analytics.schema import DATABASE, ROLLUPS, RUNTIME_LOG_COLUMNS, RUNTIME_LOGS, rollup_select
 from apps.analytics.store import embedded
+from edge.telemetry.clickhouse import Server
 from edge.telemetry.tables import TABLES
 from unkey import errors
+from unkey.env import env
 
 SECONDS = 10
 MEMORY_BYTES = 1_000_000_000
@@ -35,7 +37,13 @@ Rows = list[dict[str, Any]]
 
 
 class Engine(Protocol):
-    """Runs SQL that the gateway has confined."""
+    """Runs SQL that the gateway has confined.
+
+    Attributes:
+        database: where it has its tables.
+    """
+
+    database: str
 
     def run(self, sql: str, rows: int) -> Rows:
         """Return the rows of an answer.
@@ -80,6 +88,7 @@ class Chdb:
     """
 
     def __init__(self, store: Embedded, seconds: float = SECONDS) -> None:
+        self.database = DATABASE
         self._store = store
         self._seconds = seconds
         self._lock = threading.Lock()
@@ -194,6 +203,8 @@ class Chdb:
 class Missing:
     """Answers where nothing is installed that could."""
 
+    database = DATABASE
+
     def run(self, sql: str, rows: int) -> Rows:
         """See `Engine`."""
         raise errors.AnalyticsNotConfigured(
@@ -204,4 +215,8 @@ class Missing:
 @cache
 def engine() -> Engine:
     """Return what the settings and the installed packages give."""
+    if env.CLICKHOUSE_URL:
+        from apps.analytics.clickhouse import ClickHouse
+
+        return ClickHouse(Server(env.CLICKHOUSE_URL))
     return Chdb(embedded()) if find_spec("chdb") is not None else Missing()

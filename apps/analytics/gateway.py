@@ -265,6 +265,7 @@ class Scope:
         retention_days: how old rows may be.
         only: values of a table's scope column; None: all.
         rows: most rows of the answer.
+        database: where the tables are.
     """
 
     workspace_id: str
@@ -272,6 +273,7 @@ class Scope:
     retention_days: int
     only: Sequence[str] | None = None
     rows: int = MOST_ROWS
+    database: str = DATABASE
 
 
 def confine(query: str, scope: Scope) -> str:
@@ -291,7 +293,7 @@ def confine(query: str, scope: Scope) -> str:
         _confine_tables(tree, scope)
         limited = _limited(tree, scope.rows)
         text = limited.sql(dialect="clickhouse", comments=False)
-        _check_text(text, limited)
+        _check_text(text, limited, scope)
     except RecursionError:
         raise InvalidAnalyticsQuery("The query is nested too deeply. Please simplify it.") from None
     except _UNREADABLE:  # not the query's text, which was read: what it became
@@ -627,7 +629,7 @@ def _rows_of(source: Source, scope: Scope) -> exp.Select:
         allowed = [exp.Literal.string(value) for value in scope.only]
         conditions.append(exp.In(this=_own(source.scope), expressions=allowed) if allowed else exp.false())
     select = exp.select(*(_own(name) for name in source.columns))
-    return select.from_(exp.table_(source.table, db=DATABASE, alias=_OWN)).where(*conditions)
+    return select.from_(exp.table_(source.table, db=scope.database, alias=_OWN)).where(*conditions)
 
 
 def _own(name: str) -> exp.Column:
@@ -661,12 +663,12 @@ def _limited(tree: exp.Expr, rows: int) -> exp.Select:
 # What is run
 
 
-def _check_text(text: str, tree: exp.Expr) -> None:
+def _check_text(text: str, tree: exp.Expr, scope: Scope) -> None:
     """Read the text that is to be run once more: it must mean the tree, and call nothing but what is allowed."""
     again = sqlglot.parse_one(text, dialect="clickhouse")
     if again.sql(dialect="clickhouse") != text or _constants(again) != _constants(tree):
         raise InvalidAnalyticsQuery(_AMBIGUOUS)
-    allowed = {(DATABASE, source.table) for source in SOURCES.values()}
+    allowed = {(scope.database, source.table) for source in scope.sources.values()}
     for table in again.find_all(exp.Table):
         if (table.db, table.name) not in allowed and not (not table.db and _is_cte(table)):
             raise InvalidAnalyticsTable(f"There is no table {table.name[:64]!r}.")

@@ -5,6 +5,7 @@ from functools import cache
 from typing import Protocol
 
 from apps.analytics.embedded import Embedded
+from edge.telemetry.clickhouse import Server
 from unkey.env import env
 
 
@@ -46,4 +47,8 @@ def embedded() -> Embedded:
 @cache
 def store() -> Store:
     """Return the store that the settings name."""
+    if env.CLICKHOUSE_URL:
+        from apps.analytics.clickhouse import ClickHouse
+
+        return ClickHouse(Server(env.CLICKHOUSE_URL))
     return embedded()

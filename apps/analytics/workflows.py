@@ -1,5 +1,7 @@
 """Usage of a month, written to where quotas are checked: again and again, always the whole month's totals."""
 
+import re
+
 from django.db import transaction
 
 from apps.analytics.store import store
@@ -28,6 +30,11 @@ class MonthlyUsage(Workflow):
     service = "monthly_usage"
     key = "period"
     steps = (keep_count,)
+
+
+def is_period(text: str) -> bool:
+    """Say whether a text names a month as usage is counted by: `2026-11`."""
+    return re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", text) is not None
 
 
 def start_usage() -> None:

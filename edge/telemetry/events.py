@@ -30,6 +30,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from edge.telemetry.clickhouse import Server, Shipper
 from edge.telemetry.spool import Segment, Spool
 from edge.telemetry.tables import API_REQUESTS, GATEWAY_REQUESTS, RATELIMITS, VERIFICATIONS, Table
 from unkey import ids
@@ -49,7 +50,7 @@ class Telemetry:
         spool: where segments are written.
         region: told in every event.
         most: events of a table that may wait to be written.
-        after: called in the background thread after each flush, to ship what was written.
+        ship: called again and again with the spool and our own name in it, to send on what was written.
 
     Attributes:
         recorded: events by table since start, without dropped ones.
@@ -62,12 +63,12 @@ class Telemetry:
         *,
         region: str,
         most: int = MOST,
-        after: Callable[[Spool], object] | None = None,
+        ship: Callable[[Spool, str], object] | None = None,
     ) -> None:
         self.dropped: Counter[str] = Counter()
         self._spool = spool
         self._most = most
-        self._after = after
+        self._ship = ship
         self._writer = ids.new("w")[2:]
         self._region = _encode(region)
         self._verifications: deque[tuple[Any, ...]] = deque()
@@ -85,7 +86,7 @@ class Telemetry:
         self._unwritten: dict[str, Segment] = {}
         self._flushing = threading.Lock()
         self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     # Recording
 
@@ -198,32 +199,38 @@ class Telemetry:
         return dict(self._numbers)
 
     def start(self) -> None:
-        """Begin to write in the background."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="telemetry", daemon=True)
-            self._thread.start()
+        """Begin to write in the background, and to send on."""
+        for name, do in (("telemetry", self.flush), ("telemetry-ship", self._shipped)):
+            if not self._threads or self._ship is not None:
+                thread = threading.Thread(target=self._again, args=(do,), name=name, daemon=True)
+                self._threads.append(thread)
+                thread.start()
 
     def stop(self) -> None:
         """Write what is left, and end; recording after this is in vain."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join()
+        for thread in self._threads:
+            thread.join()
         self.flush()
+        self._shipped()
 
-    def _run(self) -> None:
+    def _again(self, do: Callable[[], None]) -> None:
         while not self._stopping.wait(FLUSH_SECONDS):
             try:
-                self.flush()
+                do()
             except Exception:
-                log.exception("telemetry.flush_failed")
+                log.exception("telemetry.failed")
 
     def flush(self) -> None:
-        """Write what waits to segments, and have them shipped; what the disk refuses is kept for the next time."""
+        """Write what waits to segments; what the disk refuses is kept for the next time."""
         with self._flushing:
             for table, waiting, line in self._buffers:
                 self._write(table, waiting, line)
-            if self._after is not None:
-                self._after(self._spool)
+
+    def _shipped(self) -> None:
+        # A thread of its own: a server that does not answer must not keep events in memory.
+        if self._ship is not None:
+            self._ship(self._spool, self._writer)
 
     def _write(self, table: Table, waiting: deque[tuple[Any, ...]], line: Callable[..., bytes]) -> None:
         """Write what the disk refused before, then all that waits now."""
@@ -301,5 +308,10 @@ class Telemetry:
 
 
 def telemetry_of(env: Any) -> Telemetry:
-    """Return a process's telemetry as the settings ask for it; not started."""
-    return Telemetry(Spool(env.UNKEY_VAR / "analytics" / "spool"), region=env.REGION)
+    """Return a process's telemetry as the settings ask for it; not started.
+
+    Raises:
+        ValueError: CLICKHOUSE_URL is not a URL of a server.
+    """
+    ship = Shipper(Server(env.CLICKHOUSE_URL)) if env.CLICKHOUSE_URL else None
+    return Telemetry(Spool(env.UNKEY_VAR / "analytics" / "spool"), region=env.REGION, ship=ship)

@@ -1,0 +1,86 @@
+"""`manage.py analytics …`: ClickHouse's tables, taking events by hand, usage of workspaces and of keys."""
+
+import json
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from apps.analytics import clickhouse, queries, workflows
+from apps.analytics.store import embedded, store
+from apps.quota.services import write_usage
+from apps.workspaces.models import Workspace
+from edge.telemetry.clickhouse import Refused, Server, Unreachable
+from unkey import clock
+from unkey.env import env
+
+_HOUR = 3_600_000
+
+
+class Command(BaseCommand):
+    help = "Make ClickHouse's tables, take events into the store, show usage."
+    requires_system_checks = []
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+        actions.add_parser("migrate", help="make the tables and views in ClickHouse that are not there yet")
+        actions.add_parser("take", help="take what processes have noted into the store, now")
+        usage = actions.add_parser("usage", help="what workspaces have used of a month; writes it as well")
+        usage.add_argument("--period", metavar="YYYY-MM", help="default: this month")
+        keys = actions.add_parser("keys", help="what a workspace's keys were used, the most used first")
+        keys.add_argument("workspace", help="id or slug")
+        keys.add_argument("--hours", type=int, default=24, help="default: 24")
+        for each in (usage, keys):
+            each.add_argument("--json", action="store_true", help="print one JSON document")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            getattr(self, f"_{options['action']}")(options)
+        except (Refused, Unreachable) as error:
+            raise CommandError(f"ClickHouse (CLICKHOUSE_URL): {error}") from None
+
+    def _migrate(self, options: dict[str, Any]) -> None:
+        if not env.CLICKHOUSE_URL:
+            raise CommandError("CLICKHOUSE_URL is not set: the embedded store needs no migrations.")
+        made = clickhouse.migrate(Server(env.CLICKHOUSE_URL))
+        for name in made:
+            self.stdout.write(f"made {name}")
+        self.stdout.write("" if made else "nothing to make", ending="" if made else None)
+
+    def _take(self, options: dict[str, Any]) -> None:
+        if env.CLICKHOUSE_URL:
+            raise CommandError("CLICKHOUSE_URL is set: each process sends its own events there.")
+        self.stdout.write(f"{embedded().take()} events taken")
+
+    def _usage(self, options: dict[str, Any]) -> None:
+        period = options["period"] or clock.now().strftime("%Y-%m")
+        if not workflows.is_period(period):
+            raise CommandError(f"{period!r} is no month: write it as 2026-11.")
+        totals = store().usage(period)
+        write_usage(period, totals)
+        if options["json"]:
+            shown = {key: {"verifications": one, "ratelimits": two} for key, (one, two) in totals.items()}
+            self.stdout.write(json.dumps(shown))
+            return
+        for workspace, (verifications, ratelimits) in sorted(totals.items()):
+            self.stdout.write(f"{workspace}  verifications {verifications:,}  rate limits {ratelimits:,}")
+
+    def _keys(self, options: dict[str, Any]) -> None:
+        name = options["workspace"]
+        workspace = Workspace.objects.filter(pk=name).first() or Workspace.objects.filter(slug=name).first()
+        if workspace is None:
+            raise CommandError(f"There is no workspace {name!r}.")
+        if not env.CLICKHOUSE_URL:
+            embedded().take()
+        now = clock.now_ms()
+        found = queries.usage_by_key(workspace.pk, now - options["hours"] * _HOUR, now + 1)
+        if options["json"]:
+            shown = [
+                {"keyId": key, "total": uses.total, "spentCredits": uses.spent, "outcomes": uses.outcomes}
+                for key, uses in found.items()
+            ]
+            self.stdout.write(json.dumps(shown))
+            return
+        for key, uses in found.items():
+            outcomes = "  ".join(f"{outcome} {count:,}" for outcome, count in sorted(uses.outcomes.items()))
+            self.stdout.write(f"{key}  {uses.total:,}  {outcomes}")
