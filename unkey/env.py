@@ -145,7 +145,7 @@ SETTINGS: tuple[Setting, ...] = (
         "url",
         str,
         "",
-        "redis://… for shared counters and faster invalidation (no effect yet); empty: in process",
+        "redis://… by which machines count rate limits together; empty: each machine for itself",
         secret=True,
     ),
     Setting(

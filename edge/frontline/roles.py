@@ -17,9 +17,12 @@ from edge.http.request import Request
 from edge.http.server import LATENCY_BUCKETS, Handler, Quick, Refuse, Server
 from edge.http.tls import Certificates
 from edge.http.upstream import Pool
+from edge.store.counters import Counters, open_counters
+from edge.store.exchange import Exchange
 from edge.store.store import Store
 from edge.telemetry.events import telemetry_of
 from edge.telemetry.metrics import Registry, Sample, histogram
+from edge.verify.limiter import Limiter
 from edge.verify.ratelimits import Ratelimits
 from edge.verify.verifier import Verifier
 
@@ -40,7 +43,7 @@ class Edge:
     def __init__(self, env: Any) -> None:
         self.store = Store()
         self.telemetry = telemetry_of(env) if env.TELEMETRY else None
-        self.verifier = Verifier(self.store, telemetry=self.telemetry)
+        self.verifier = Verifier(self.store, Limiter(far=bool(env.REDIS_URL)), telemetry=self.telemetry)
         self.limits = Limits.of(env)
         self.pool = Pool(self.limits)
         self.registry = Registry()
@@ -48,6 +51,9 @@ class Edge:
         self._env = env
         self._started = False
         self._ports: list[tuple[Server, str]] = []
+        self._seat: Counters | None = None
+        self._exchange: Exchange | None = None
+        self._exchanging: asyncio.Task[None] | None = None
         self._certificates = Certificates(self.store.certificate, env.DEFAULT_DOMAIN)
         self._frontline: Frontline | None = None
         self._control_plane: ControlPlane | None = None
@@ -105,12 +111,21 @@ class Edge:
         self.pool.start()
         if self.telemetry is not None:
             self.telemetry.start()
+        self._share_counts()
         await self._listen(*self._ports[0])
         await self.store.start()
         for server, setting in self._ports[1:]:
             await self._listen(server, setting)
         self._started = True
         log.info("edge.started", **{name: server.port for name, server in self.servers.items()})
+
+    def _share_counts(self) -> None:
+        """Count rate limits together with the machine's other processes, and with other machines by Redis."""
+        limiter = self.verifier.limiter
+        seat = limiter.sharing = self._seat = open_counters(self._env.limits_folder)
+        if self._env.REDIS_URL:
+            self._exchange = Exchange(self._env.REDIS_URL, limiter, seat)
+            self._exchanging = asyncio.create_task(self._exchange.run())
 
     async def _listen(self, server: Server, setting: str) -> None:
         port = getattr(self._env, setting)
@@ -128,6 +143,9 @@ class Edge:
         await asyncio.gather(*(server.stop() for server in others))
         await health.stop()
         self.pool.stop()
+        if self._exchange is not None and self._exchanging is not None:
+            self._exchanging.cancel()
+            await self._exchange.close()
         if self._control_plane is not None:
             await self._control_plane.close()
         if self.telemetry is not None:
@@ -210,6 +228,29 @@ class Edge:
         )
         name = "unkey_frontline_holding"
         yield name, "gauge", "Requests that wait for a sleeping deployment.", plain(name, self._holding)
+        name = "unkey_edge_limit_counters"
+        yield name, "gauge", "Counters of rate limits.", plain(name, lambda: len(self.verifier.limiter))
+        name = "unkey_edge_limit_unshared_total"
+        yield (
+            name,
+            "counter",
+            "Counters that other processes of this machine could not be shown.",
+            plain(name, lambda: self._seat.crowded if self._seat is not None else 0),
+        )
+        name = "unkey_edge_limit_exchanged_total"
+        yield (
+            name,
+            "counter",
+            "Counters exchanged with other machines.",
+            plain(name, lambda: self._exchange.exchanged if self._exchange is not None else 0),
+        )
+        name = "unkey_edge_limit_exchange_failures_total"
+        yield (
+            name,
+            "counter",
+            "Exchanges that Redis did not answer.",
+            plain(name, lambda: self._exchange.failures if self._exchange is not None else 0),
+        )
         name = "unkey_edge_ready"
         yield name, "gauge", "1: there is something to serve from.", plain(name, self._is_ready)
 
