@@ -96,7 +96,7 @@ def _follow(
             said = (
                 f"{identifier} is still {deployment['status']} after {timeout:.0f} s; it goes on without us"
             )
-            terminal.error(said, [_LOOK])
+            terminal.error(said, [*([waits] if waits else []), _LOOK])
             terminal.document({"deploymentId": identifier, "status": deployment["status"]})
             return TIMED_OUT
         terminal.waiting(f"{waits or deployment['status']} … {time.monotonic() - began:.1f} s")
@@ -132,10 +132,10 @@ def _follow(
 
 
 def _waits(progress: dict[str, Any]) -> str:
-    """Return what a deployment that has not begun waits for, such as a build slot."""
+    """Return what a deployment waits for, such as a build slot, or a region whose agent is gone."""
     for step in progress["steps"]:
-        if step["step"] == "queued" and not step.get("endedAt"):
-            return str(step.get("message", ""))
+        if not step.get("endedAt") and step.get("message"):
+            return str(step["message"])
     return ""
 
 

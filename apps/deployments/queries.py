@@ -116,12 +116,12 @@ def _silence(region: str, last: datetime | None) -> str:
 
 
 def _span(seconds: float) -> str:
-    """Say how long that is, in its largest whole unit."""
+    """Say how long that is, in its largest whole unit; not in seconds, so that who follows reads it once."""
     for unit, length in (("hour", 3600), ("minute", 60)):
         if seconds >= length:
             count = int(seconds // length)
             return f"{count} {unit}{'s' if count > 1 else ''}"
-    return f"{int(seconds)} seconds"
+    return "some seconds"
 
 
 def find(deployment_id: str) -> Deployment:

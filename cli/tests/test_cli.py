@@ -295,6 +295,20 @@ def test_the_operator_who_lost_is_told_why(server: Server, unkey: Unkey) -> None
     assert (done.returncode, "A promote to d_2" in done.stderr) == (1, True)
 
 
+def test_what_a_deployment_waits_for_is_shown_and_said_again_in_the_end(server: Server, unkey: Unkey) -> None:
+    why = "No agent has reported from region fra yet: have its agent started again."
+    step = {"step": "deploying", "startedAt": 1, "message": why}
+    server.answers |= {
+        "deployments.redeployDeployment": data({"deploymentId": "d_2"}),
+        "deployments.listSteps": data({"steps": [step], "urls": []}),
+        "deployments.getDeployment": data({"status": "deploying", "isCurrent": False}),
+    }
+    done = unkey("redeploy", "d_1", "--timeout", "0.2", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert done.returncode == 6
+    assert done.stdout.count(why) == 1
+    assert f"d_2 is still deploying after 0 s; it goes on without us\n  {why}\n" in done.stderr
+
+
 @pytest.mark.parametrize("verb", ["rollback", "promote", "stop"])
 def test_a_switch_outlives_a_moment_without_an_api(server: Server, unkey: Unkey, verb: str) -> None:
     done = {"isCurrent": True, "status": "stopped", "project": "shop", "app": "default"}
