@@ -23,8 +23,9 @@ but those of drops.
 """
 
 import threading
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -39,6 +40,9 @@ log = structlog.get_logger("telemetry")
 
 FLUSH_SECONDS = 1.0
 MOST = 100_000
+_YIELD = 64
+
+Row = tuple[Any, ...]
 
 _encode = msgspec.json.encode
 
@@ -70,16 +74,20 @@ class Telemetry:
         self._most = most
         self._ship = ship
         self._writer = ids.new("w")[2:]
-        self._region = _encode(region)
-        self._verifications: deque[tuple[Any, ...]] = deque()
-        self._ratelimits: deque[tuple[Any, ...]] = deque()
-        self._requests: deque[tuple[Any, ...]] = deque()
-        self._gateway: deque[tuple[Any, ...]] = deque()
-        self._buffers: tuple[tuple[Table, deque[tuple[Any, ...]], Callable[..., bytes]], ...] = (
-            (VERIFICATIONS, self._verifications, self._verification_line),
-            (RATELIMITS, self._ratelimits, self._ratelimit_line),
-            (API_REQUESTS, self._requests, self._row_line),
-            (GATEWAY_REQUESTS, self._gateway, self._row_line),
+        # A row's text, for its number and what was recorded; none: it is put together by the encoder.
+        mark = b'["%b-%%d",' % self._writer.encode()
+        place = _encode(region).replace(b"%", b"%%")
+        verification = mark + b'"%%b",%%d,%%b,%b,%%b,"%%b",%%b,%%d,%%.3f]\n' % place
+        ratelimit = mark + b'"%b",%d,%b,%b,%.3f,"%b",%d,%d,%d,%d]\n'
+        self._verifications: deque[Row] = deque()
+        self._ratelimits: deque[Row] = deque()
+        self._requests: deque[Row] = deque()
+        self._gateway: deque[Row] = deque()
+        self._buffers: tuple[tuple[Table, deque[Row], bytes], ...] = (
+            (VERIFICATIONS, self._verifications, verification),
+            (RATELIMITS, self._ratelimits, ratelimit),
+            (API_REQUESTS, self._requests, b""),
+            (GATEWAY_REQUESTS, self._gateway, b""),
         )
         self._numbers: dict[str, int] = {table.name: 0 for table, _, _ in self._buffers}
         # Written as text, not yet taken by the disk; per table, so that its size is bounded.
@@ -147,9 +155,21 @@ class Telemetry:
             override_id: the override that applied, if one did.
         """
         waiting = self._ratelimits
+        verdict = b"true" if passed else b"false"
         if len(waiting) < self._most:
             waiting.append(
-                (request_id, time, facts, passed, latency, override_id, limit, remaining, reset_at, cost)
+                (
+                    request_id,
+                    time,
+                    facts,
+                    verdict,
+                    latency,
+                    override_id.encode(),
+                    limit,
+                    remaining,
+                    reset_at,
+                    cost,
+                )
             )
         else:
             self.dropped[RATELIMITS.name] += 1
@@ -224,20 +244,20 @@ class Telemetry:
     def flush(self) -> None:
         """Write what waits to segments; what the disk refuses is kept for the next time."""
         with self._flushing:
-            for table, waiting, line in self._buffers:
-                self._write(table, waiting, line)
+            for table, waiting, shape in self._buffers:
+                self._write(table, waiting, shape)
 
     def _shipped(self) -> None:
         # A thread of its own: a server that does not answer must not keep events in memory.
         if self._ship is not None:
             self._ship(self._spool, self._writer)
 
-    def _write(self, table: Table, waiting: deque[tuple[Any, ...]], line: Callable[..., bytes]) -> None:
+    def _write(self, table: Table, waiting: deque[Row], shape: bytes) -> None:
         """Write what the disk refused before, then all that waits now."""
         if table.name in self._unwritten and not self._kept(table):
             return
         if waiting:
-            segment = self._segment(table, waiting, line)
+            segment = self._segment(table, waiting, shape)
             if segment.rows:
                 self._unwritten[table.name] = segment
                 self._kept(table)
@@ -254,14 +274,17 @@ class Telemetry:
             self.dropped[table.name] += segment.rows
         return True
 
-    def _segment(self, table: Table, waiting: deque[tuple[Any, ...]], line: Callable[..., bytes]) -> Segment:
+    def _segment(self, table: Table, waiting: deque[Row], shape: bytes) -> Segment:
         first = number = self._numbers[table.name] + 1
         left = len(waiting)  # what comes meanwhile is the next segment's
         parts: list[bytes] = []
-        for _ in range(left):
+        for place in range(left):
+            if place % _YIELD == 0:
+                # Whoever answers requests waits for this thread: not for milliseconds, as threads take turns.
+                time.sleep(0)
             event = waiting.popleft()
             try:
-                parts.append(line(number, event))
+                parts.append(shape % (number, *event) if shape else self._line(number, event))
             except (TypeError, ValueError) as error:  # a text that is no UTF-8: one event is not all
                 self.dropped[table.name] += 1
                 log.error("telemetry.event_unreadable", table=table.name, reason=str(error))
@@ -270,40 +293,7 @@ class Telemetry:
         self._numbers[table.name] = number - 1
         return Segment(table.name, self._writer, first, number - 1, b"".join(parts))
 
-    def _verification_line(self, number: int, event: tuple[Any, ...]) -> bytes:
-        request_id, time, facts, source, outcome, tags, spent, latency = event
-        return b'["%b-%d","%b",%d,%b,%b,%b,"%b",%b,%d,%.3f]\n' % (
-            self._writer.encode(),
-            number,
-            request_id,
-            time,
-            facts,
-            self._region,
-            source,
-            outcome,
-            tags,
-            spent,
-            latency,
-        )
-
-    def _ratelimit_line(self, number: int, event: tuple[Any, ...]) -> bytes:
-        request_id, time, facts, passed, latency, override_id, limit, remaining, reset_at, cost = event
-        return b'["%b-%d","%b",%d,%b,%b,%.3f,"%b",%d,%d,%d,%d]\n' % (
-            self._writer.encode(),
-            number,
-            request_id,
-            time,
-            facts,
-            b"true" if passed else b"false",
-            latency,
-            override_id.encode(),
-            limit,
-            remaining,
-            reset_at,
-            cost,
-        )
-
-    def _row_line(self, number: int, event: Sequence[Any]) -> bytes:
+    def _line(self, number: int, event: Row) -> bytes:
         return _encode([f"{self._writer}-{number}", *event]) + b"\n"
 
 
