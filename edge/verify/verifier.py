@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Protocol
 
 import msgspec
+import structlog
 
 from edge.store.held import Held
 from edge.store.records import Absence, KeyRecord, RootKey, Workspace
@@ -45,6 +46,8 @@ from edge.verify.steps import (
 from unkey import clock, errors, ids
 from unkey.errors import Fault, Violation
 from unkey.rpc.grants import grants
+
+log = structlog.get_logger("edge")
 
 Answer = tuple[int, bytes, dict[str, str]]
 
@@ -521,13 +524,23 @@ class Verifier:
         self._presented.put(authorization.encode("latin-1", "replace"), caller)
 
     def admit(self, caller: Caller, now: int, told: dict[str, str]) -> None:
-        """Count a request against its workspace's limit, if there is one; `told` takes the headers."""
+        """Count a request against its workspace's limit, if there is one; `told` takes the headers.
+
+        A limiter that fails lets the request pass, without headers.
+
+        Raises:
+            WorkspaceRateLimited: there were too many.
+        """
         most = caller.requests_per_minute
         if most is None:
             return
         workspace_id = caller.record.workspace_id
         counter = (workspace_id, "workspace.ratelimit", workspace_id, _MINUTE)
-        outcome = self.limiter.check(Limit(counter, most), now)
+        try:
+            outcome = self.limiter.check(Limit(counter, most), now)
+        except Exception:
+            log.exception("limiter.failed", workspace_id=workspace_id)
+            return
         seconds = str(-(-(outcome.reset - now) // 1000))
         told["RateLimit-Limit"] = str(most)
         told["RateLimit-Remaining"] = str(outcome.remaining)

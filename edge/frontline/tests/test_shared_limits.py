@@ -11,7 +11,7 @@ import pytest
 
 from edge.http.tests.rig import PATIENCE, free_port
 from edge.store import disk
-from edge.store.records import Namespace, Override, RootKey, Workspace
+from edge.store.records import Namespace, Override, Record, RootKey, Workspace
 from edge.verify.verifier import digest_of
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,7 +27,7 @@ def edge(tmp_path):
         var = tmp_path / machine
         folder = var / "edge" / edge_id
         folder.mkdir(parents=True)
-        tables = [
+        tables: list[list[Record]] = [
             [Workspace("ws_1", True, 1)],
             [RootKey("key_1", digest_of("root"), "ws_1", ("ratelimit.*.limit",), True, None, 1)],
             [Namespace("rlns_1", "ws_1", "mails", 1)],
