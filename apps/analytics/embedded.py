@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,17 @@ class _Counted:
         found[1] += spent
 
     def _month(self, time: int, workspace: str) -> list[int]:
-        return self.months.setdefault((clock.from_ms(time).strftime("%Y-%m"), workspace), [0, 0])
+        key = _period(time // DAY), workspace
+        found = self.months.get(key)
+        if found is None:
+            found = self.months[key] = [0, 0]
+        return found
+
+
+@lru_cache(maxsize=512)
+def _period(day: int) -> str:
+    """Return the month that a day since 1970 is in, as usage is counted by."""
+    return clock.from_ms(day * DAY).strftime("%Y-%m")
 
 
 class Embedded:
@@ -413,6 +424,9 @@ class Embedded:
             database.close()
 
 
+_decode = msgspec.json.Decoder(list[Any]).decode
+
+
 def _header(table: Table) -> bytes:
     return msgspec.json.encode(list(table.columns)) + b"\n"
 
@@ -424,8 +438,8 @@ def _rows(path: Path, table: Table) -> Iterator[tuple[list[Any], bytes]]:
             raise ValueError("its columns are not the table's")
         width = len(table.columns)
         for line in file:
-            row = msgspec.json.decode(line)
-            if not isinstance(row, list) or len(row) != width:
+            row = _decode(line)
+            if len(row) != width:
                 raise ValueError("a row is not the table's")
             yield row, line
 

@@ -50,6 +50,11 @@ def bucket_of(start: int, end: int) -> str:
     return "hour" if end - start <= 4 * DAY else "day"
 
 
+def bucket_millis(start: int, end: int) -> int:
+    """Return how long the buckets are that a window of milliseconds is shown in."""
+    return BUCKETS[bucket_of(start, end)]
+
+
 def usage_by_key(
     workspace_id: str,
     start: int,
