@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from django.contrib.auth.models import Group
+from django.db import transaction
 
 from apps.workflows.engine import JSON, Retry, Run, Step, Terminal, Wait, Workflow, call, send, step
 from unkey.sharing import OutOfOrder, is_shared
@@ -274,6 +275,39 @@ class Impatient(Workflow):
 
     service, key = "test-impatient", "k"
     steps = (impatient,)
+
+
+def hang(run: Run) -> Any:
+    gate(room(run), "hang")
+
+
+@step(outside=hang, timeout=0.05, retry=Retry(attempts=1))
+def hanging(run: Run, _value: JSON) -> JSON:
+    return None
+
+
+class Hangs(Workflow):
+    """Its outside part has a time-out, and goes on until its gate is opened."""
+
+    service, key = "test-hangs", "k"
+    steps = (hanging,)
+
+
+def leave_open(run: Run) -> Any:
+    transaction.atomic().__enter__()
+    Group.objects.create(name="never committed")
+
+
+@step(outside=leave_open, retry=Retry(attempts=1))
+def untidy(run: Run, _value: JSON) -> JSON:
+    return None
+
+
+class LeavesOpen(Workflow):
+    """Its outside part begins a transaction and does not end it."""
+
+    service, key = "test-leaves-open", "k"
+    steps = (untidy,)
 
 
 @step

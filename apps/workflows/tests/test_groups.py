@@ -1,13 +1,21 @@
 """Many keys in one transaction: what fails is taken down alone, and a lost worker counts as an attempt."""
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from django.db import connection, connections, transaction
 
 from apps.workflows.driver import commit
 from apps.workflows.engine import State, WorkflowRun, start
 from apps.workflows.group import Crew, Done
+from apps.workflows.models import WorkflowKey
+from apps.workflows.sweeper import Dispatcher
 from apps.workflows.tests import flows
+from apps.workflows.turns import Returned
 from unkey import clock
 
 pytestmark = pytest.mark.django_db
@@ -75,3 +83,79 @@ def test_parts_whose_locks_are_out_of_order_together_run_apart_and_no_attempt_is
         f"{who}.{what}" for who in "abc" for what in ("one", "two", "three")
     )
     assert [row.attempts for run in runs for row in run.journal.all()] == [1] * 9
+
+
+@contextmanager
+def locked_elsewhere(key: str) -> Iterator[None]:
+    """Let another connection hold a key's row; SQLite has no locks of rows, there nothing is held."""
+    locked, enough = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        try:
+            with transaction.atomic():
+                WorkflowKey.objects.select_for_update().get(key=key)
+                locked.set()
+                enough.wait()
+        finally:
+            connections.close_all()
+
+    if connection.vendor == "sqlite":
+        yield
+        return
+    thread = threading.Thread(target=hold)
+    thread.start()
+    locked.wait()
+    try:
+        yield
+    finally:
+        enough.set()
+        thread.join()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_outcome_whose_key_is_locked_keeps_no_other_from_being_recorded(tmp_path: Path) -> None:
+    together = crew()
+    together.pace.took("test-overlaps", "a", 0.001)
+    runs = [start(flows.Overlaps, {"k": name, "room": str(tmp_path)}) for name in "ab"]
+    tasks = [task for done in moved(together, runs) for task in done.launches]
+    assert len(tasks) == 2
+    with locked_elsewhere(runs[0].key):
+        done = list(commit(together, [], [Returned(task, None) for task in tasks]))
+        runs[1].refresh_from_db()
+        assert runs[1].step_index == 1
+    aside = [outcome for each in done for outcome in each.later_alone]
+    for outcome in aside:
+        list(commit(together, [], [outcome]))
+    for run in runs:
+        run.refresh_from_db()
+    assert [(run.step_index, run.journal.count()) for run in runs] == [(1, 1), (1, 1)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_worker_stops_although_a_part_that_ran_out_of_time_never_ends(
+    worker: Dispatcher, settled: Callable[[], None], tmp_path: Path
+) -> None:
+    run = start(flows.Hangs, {"k": "a", "room": str(tmp_path)})
+    settled()
+    worker.stop()
+    (tmp_path / "hang.open").touch()
+    run.refresh_from_db()
+    assert (run.state, run.error_code) == (State.FAILED, "StepTimedOut")
+
+
+@pytest.mark.django_db(transaction=True)
+def test_an_outside_part_that_leaves_a_transaction_open_fails_and_takes_nothing_with_it(
+    worker: Dispatcher, settled: Callable[[], None]
+) -> None:
+    untidy = start(flows.LeavesOpen, {"k": "a"})
+    settled()
+    other = start(flows.Three, {"k": "b", "name": "x"})
+    settled()
+    for run in (untidy, other):
+        run.refresh_from_db()
+    assert (untidy.state, untidy.error_message) == (
+        State.FAILED,
+        "the outside part left a transaction open",
+    )
+    assert other.state == State.SUCCEEDED
+    assert flows.effects() == ["x.one", "x.two", "x.three"]
