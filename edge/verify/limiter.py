@@ -123,24 +123,28 @@ class Limiter:
         Raises:
             ValueError: negative cost or limit, or a window shorter than a second.
         """
-        counter = limit.counter
+        remaining, reset = self.count(limit.counter, limit.limit, limit.cost, now_ms)
+        return Outcome(remaining >= 0, limit.limit, max(0, remaining), reset)
+
+    def count(self, counter: Counter, limit: int, cost: int, now_ms: int) -> tuple[int, int]:
+        """Do as `check`; return what remains, -1 on denial, and the reset."""
         duration = counter[3]
-        if limit.cost < 0 or limit.limit < 0 or duration < MIN_DURATION_MS:
-            raise ValueError(f"cost {limit.cost}, limit {limit.limit}, duration {duration} ms")
+        if cost < 0 or limit < 0 or duration < MIN_DURATION_MS:
+            raise ValueError(f"cost {cost}, limit {limit}, duration {duration} ms")
         window = self._windows.get(counter)
         if window is None or window.sequence != now_ms // duration:
             window = self._window(counter, now_ms)
         if self._touched is not None:
             self._touched[counter] = None
-        effective = self._counted(window, duration, now_ms) + limit.cost
+        effective = self._counted(window, duration, now_ms) + cost
         reset = (window.sequence + 1) * duration
-        if effective > limit.limit:
-            return Outcome(False, limit.limit, 0, reset)
-        if limit.cost:
-            window.current += limit.cost
+        if effective > limit:
+            return -1, reset
+        if cost:
+            window.current += cost
             if window.place >= 0 and self.sharing is not None:
                 self.sharing.put(window.place, window.sequence, reset + duration, window.current)
-        return Outcome(True, limit.limit, limit.limit - effective, reset)
+        return limit - effective, reset
 
     def check_all(self, limits: Sequence[Limit], now_ms: int) -> tuple[bool, list[Outcome]]:
         """Ask several limits; their costs are counted only if every one passes.

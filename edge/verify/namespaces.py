@@ -51,6 +51,11 @@ class Space:
         return True
 
     @property
+    def id(self) -> str:
+        """Id of the namespace; empty while only overrides are known."""
+        return "" if self.record is None else self.record.id
+
+    @property
     def overrides(self) -> Iterable[Override]:
         """Every override that is known, deleted ones too."""
         return self._known.values()

@@ -20,9 +20,9 @@ class ThreadedLimiter(Limiter):
         super().__init__(sharing=sharing, far=far)
         self._lock = threading.RLock()
 
-    def check(self, limit: Limit, now_ms: int) -> Outcome:
+    def count(self, counter: Counter, limit: int, cost: int, now_ms: int) -> tuple[int, int]:
         with self._lock:
-            return super().check(limit, now_ms)
+            return super().count(counter, limit, cost, now_ms)
 
     def check_all(self, limits: Sequence[Limit], now_ms: int) -> tuple[bool, list[Outcome]]:
         with self._lock:
