@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 from django.apps import apps
+from django.contrib import admin
+from django.contrib.auth.models import User
 from django.db import connection
+from django.test import Client
+from django.urls import reverse
 
 from apps.console.models import KeptAnswer
 from apps.console.rest.access import WorkspaceView
@@ -271,3 +275,66 @@ def test_unknown_parameters_are_refused(things: dict[str, str], owner: Caller):
             answer = owner.send("GET", f"{endpoint.address(things)}?colour=red")
             assert answer.status == 400, str(endpoint)
             assert answer.body["violations"][0]["location"] == "query.colour"
+
+
+def _inside(things: dict[str, str], foreign: dict[str, str]) -> list[tuple[str, str, Any]]:
+    """Return requests on one's own rows that name another workspace's deeper in their bodies."""
+    environment = "projects/shop/apps/default/environments/production"
+    guard = {"name": "guard", "enabled": True, "keyauth": {"keyspaces": [foreign["api"]]}}
+    return [
+        ("PUT", f"{environment}/policies", {"policies": [guard]}),
+        ("PATCH", f"{environment}/policies/{things['policy']}", {"keyauth": {"keyspaces": [foreign["api"]]}}),
+        ("PATCH", f"keys/{things['api_key']}", {"roles": [foreign["role_name"]]}),
+        ("POST", f"apis/{things['api']}/keys", {"roles": [foreign["role_name"]]}),
+        ("POST", "root-keys", {"permissions": [f"unkey:v1:{foreign['workspace']}:**#*"]}),
+        (
+            "PATCH",
+            f"root-keys/{things['root_key']}",
+            {"permissions": [f"unkey:v1:{foreign['workspace']}:**#*"]},
+        ),
+        ("POST", "deployments", {"deploymentId": foreign["deployment"]}),
+        ("POST", "events/ticket", {"deployment": foreign["deployment"]}),
+    ]
+
+
+def test_what_is_foreign_is_not_found_inside_a_body(things: dict[str, str], owner: Caller, stranger: Tenant):
+    api = stranger("apis.createApi", {"name": "theirs"})["apiId"]
+    stranger("permissions.createRole", {"name": "theirs"})
+    foreign = {
+        "api": api,
+        "role_name": "theirs",
+        "workspace": stranger.workspace.id,
+        "deployment": "d_theirs",
+    }
+    with nothing_changes():
+        for method, path, body in _inside(things, foreign):
+            answer = owner.send(method, path, body)
+            assert answer.status in (400, 404), f"{method} {path}: {answer.body}"
+
+
+def test_members_of_workspaces_are_nobody_in_the_admin(things: dict[str, str], owner: Caller, client: Client):
+    """No page and no action of it, for whoever is not staff, and for staff without a permission."""
+    pages = [
+        reverse(f"admin:{model._meta.app_label}_{model._meta.model_name}_{page}", args=arguments)
+        for model in admin.site._registry
+        for page, arguments in (("changelist", []), ("add", []), ("change", ["1"]), ("delete", ["1"]))
+    ]
+    clerk = User.objects.create(username="clerk", is_staff=True)
+    for person, refused in ((owner.user, 302), (clerk, 403)):
+        client.force_login(person)
+        with nothing_changes():
+            for page in pages:
+                for method in ("get", "post"):
+                    data = {"action": "delete", "_selected_action": list(things.values())}
+                    answer = getattr(client, method)(page, data if method == "post" else None)
+                    assert answer.status_code == refused, page
+
+
+def test_the_size_of_the_matrix(capsys: pytest.CaptureFixture[str]):
+    inside = [endpoint for endpoint in ALL if endpoint.in_workspace]
+    deeper = [endpoint for endpoint in inside if len(endpoint.names) > 1]
+    asked = len(ALL) + len(ROLES) * (len(inside) * 2 + len(deeper))
+    pages = len(admin.site._registry) * 4 * 2 * 2
+    with capsys.disabled():
+        print(f"\n/api/: {len(ALL)} endpoints, {len(ROLES)} roles: {asked} requests; admin: {pages} requests")
+    assert len(inside) > 80
