@@ -5,6 +5,7 @@ Generated: an operation that is declared anywhere is tested here without being n
 
 import json
 from collections import defaultdict
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -13,9 +14,16 @@ from django.db import models
 
 from apps.workspaces.models import Workspace
 from apps.workspaces.permissions import TUPLES
-from unkey import ids
+from apps.workspaces.permissions import everything as all_permissions
+from apps.workspaces.services import (
+    create_root_key,
+    delete_root_key,
+    set_root_key_enabled,
+    set_workspace_enabled,
+)
+from unkey import clock, ids
 from unkey.rpc.routes import Archive, Route, routes
-from unkey.rpc.testing import Tenant, shared_client
+from unkey.rpc.testing import TESTS, Tenant, shared_client
 from unkey.rpc.tests.samples import least
 from unkey.tenancy import TenantManager, unscoped
 
@@ -293,11 +301,10 @@ def test_permissions_for_other_ids_open_nothing_here(
     assert everything(stranger.workspace) == before
 
 
-@pytest.mark.parametrize(
-    "route",
-    [route for route in routes().values() if not route.public and isinstance(route.request, dict)],
-    ids=lambda route: route.name,
-)
+JSON_ROUTES = [route for route in routes().values() if not route.public and isinstance(route.request, dict)]
+
+
+@pytest.mark.parametrize("route", JSON_ROUTES, ids=lambda route: route.name)
 def test_without_permissions_nothing_is_shown_and_nothing_changes(
     route: Route, stranger: Tenant, theirs: dict[str, str]
 ) -> None:
@@ -315,21 +322,70 @@ def test_without_permissions_nothing_is_shown_and_nothing_changes(
     assert everything(stranger.workspace) == before
 
 
-@pytest.mark.parametrize(
-    "route", [route for route in routes().values() if not route.public], ids=lambda route: route.name
-)
-def test_an_unknown_root_key_is_refused(route: Route, db: None) -> None:
+def _send(route: Route, root_key: str) -> Any:
+    """Send the least that an operation takes, with this root key."""
     if isinstance(route.request, Archive):
         content, content_type = b"\x1f\x8b", route.request.content_type
     else:
-        content, content_type = (
-            json.dumps(least(route.request) if route.request else {}).encode(),
-            "application/json",
-        )
-    response = shared_client().post(
-        route.path,
-        data=content,
-        content_type=content_type,
-        headers={"Authorization": "Bearer unkey_nobody"},
+        body = least(route.request) if route.request else {}
+        content, content_type = json.dumps(body).encode(), "application/json"
+    return shared_client().post(
+        route.path, data=content, content_type=content_type, headers={"Authorization": f"Bearer {root_key}"}
     )
-    assert response.status_code == 401
+
+
+AUTHENTICATED = [route for route in routes().values() if not route.public]
+
+
+@pytest.mark.parametrize("route", AUTHENTICATED, ids=lambda route: route.name)
+def test_an_unknown_root_key_is_refused(route: Route, db: None) -> None:
+    assert _send(route, "unkey_nobody").status_code == 401
+
+
+@pytest.mark.parametrize("route", AUTHENTICATED, ids=lambda route: route.name)
+def test_a_root_key_that_does_not_work_any_more_is_refused_and_changes_nothing(
+    route: Route, tenant: Tenant
+) -> None:
+    """Deleted, disabled, expired, and of a workspace that is disabled."""
+    keys = {
+        state: create_root_key(tenant.workspace, state, all_permissions(tenant.workspace.id), actor=TESTS)
+        for state in ("deleted", "disabled", "of a disabled workspace")
+    }
+    _, expired = create_root_key(
+        tenant.workspace,
+        "expired",
+        all_permissions(tenant.workspace.id),
+        expires_at=clock.now() + timedelta(days=1),
+        actor=TESTS,
+    )
+    delete_root_key(keys["deleted"][0], actor=TESTS)
+    set_root_key_enabled(keys["disabled"][0], False, actor=TESTS)
+    before = everything(tenant.workspace)
+    answers = [_send(route, keys["deleted"][1]).status_code, _send(route, keys["disabled"][1]).status_code]
+    with clock.shifted(timedelta(days=2)):
+        answers.append(_send(route, expired).status_code)
+    assert everything(tenant.workspace) == before
+    set_workspace_enabled(tenant.workspace, False, actor=TESTS)
+    before = everything(tenant.workspace)
+    answers.append(_send(route, keys["of a disabled workspace"][1]).status_code)
+    assert everything(tenant.workspace) == before
+    assert answers == [401, 403, 403, 403]
+
+
+def test_the_matrix_leaves_nothing_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every operation is asked by every kind of root key; how much that is, is printed."""
+    kinds = {
+        "unknown": AUTHENTICATED,
+        "deleted": AUTHENTICATED,
+        "disabled": AUTHENTICATED,
+        "expired": AUTHENTICATED,
+        "of a disabled workspace": AUTHENTICATED,
+        "of another workspace": PROTECTED,
+        "for other ids": PROTECTED,
+        "without permissions": JSON_ROUTES,
+    }
+    assert set(routes()) >= BY_WORKSPACE  # nothing is spared that is not there
+    asked = sum(map(len, kinds.values())) + len(_nested(defaultdict(str), defaultdict(str)))
+    assert asked > 6 * len(AUTHENTICATED)
+    with capsys.disabled():
+        print(f"\n/v2: {len(routes())} operations, {len(kinds)} kinds of root keys: {asked} refusals")
