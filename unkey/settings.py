@@ -178,6 +178,11 @@ CELERY_BEAT_SCHEDULE: dict[str, Any] = {
         "schedule": 5.0,
         "options": {"queue": "default", "expires": 5.0},
     },
+    "analytics: tell keys when they were last used": {
+        "task": "analytics.last_used",
+        "schedule": 60.0,
+        "options": {"queue": "default", "expires": 60.0},
+    },
     "analytics: write usage of the month": {
         "task": "analytics.usage",
         "schedule": 300.0,

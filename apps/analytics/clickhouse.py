@@ -218,6 +218,14 @@ class ClickHouse:
         )
         return {row["key_id"]: row["used"] for row in rows}
 
+    def used_since(self, since: int) -> dict[str, int]:
+        """See `apps.analytics.store.Store`."""
+        rows = self._rows(
+            "SELECT key_id, max(event.time) AS used FROM key_last_used_v1 AS event "  # noqa: S608
+            f"WHERE event.time >= {since:d} GROUP BY key_id"
+        )
+        return {row["key_id"]: row["used"] for row in rows}
+
     def _rows(self, select: str) -> Rows:
         settings = "output_format_json_quote_64bit_integers = 0"
         return read_rows(self._server.run(f"{select} SETTINGS {settings} FORMAT JSONEachRow").decode())

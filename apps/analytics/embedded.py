@@ -67,6 +67,7 @@ create table if not exists chores (name text primary key, at integer not null) w
 create table if not exists last_used (
     key_id text primary key, workspace_id text not null, time integer not null
 ) without rowid;
+create index if not exists last_used_time on last_used (time);
 """
 _ADD_VERIFICATIONS = """
 insert into verifications values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
@@ -405,6 +406,10 @@ class Embedded:
             (workspace_id, *values),
         )
         return dict(rows)
+
+    def used_since(self, since: int) -> dict[str, int]:
+        """Return when keys of all workspaces were last verified, of those that were since a moment (ms)."""
+        return dict(self._rows("select key_id, time from last_used where time >= ?", (since,)))
 
     def _rows(self, sql: str, values: Sequence[Any]) -> list[Any]:
         with self._connected() as database:

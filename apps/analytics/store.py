@@ -38,6 +38,9 @@ class Store(Protocol):
     def last_used(self, workspace_id: str, key_ids: Sequence[str]) -> dict[str, int]:
         """Return when keys were last verified, in Unix milliseconds; those that never were are left out."""
 
+    def used_since(self, since: int) -> dict[str, int]:
+        """Return when keys of all workspaces were last verified, of those that were since a moment (ms)."""
+
 
 def embedded() -> Embedded:
     """Return the store on this machine."""

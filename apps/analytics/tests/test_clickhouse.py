@@ -80,6 +80,8 @@ def test_both_stores_answer_alike(both: tuple[ClickHouse, Embedded]):
     assert clickhouse.last_used(OURS, keys) == embedded.last_used(OURS, keys)
     assert len(clickhouse.last_used(OURS, keys)) == 2
     assert clickhouse.last_used(THEIRS, keys) == {}
+    assert clickhouse.used_since(now - 600_000) == embedded.used_since(now - 600_000) != {}
+    assert clickhouse.used_since(now + 60_000) == embedded.used_since(now + 60_000) == {}
 
 
 def test_confined_sql_is_run_on_the_server(both: tuple[ClickHouse, Embedded]):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apps.analytics import queries, workflows
+from apps.analytics import last_used, queries, workflows
 from apps.analytics import store as stores
 from apps.analytics.embedded import Embedded
 from apps.quota.models import Usage
@@ -115,6 +115,12 @@ def test_verifications_through_the_api_are_counted_by_key_and_tell_when_it_was_u
     series = queries.verifications(tenant.workspace.id, now - 3_600_000, now + 60_000, source=store)
     assert sum(uses.total for uses in series.values()) == 5
     assert sum(uses.outcomes.get("NOT_FOUND", 0) for uses in series.values()) == 1
+    seen = store.last_used(tenant.workspace.id, [first["keyId"]])[first["keyId"]]
+    assert "lastUsedAt" not in tenant("keys.getKey", {"keyId": first["keyId"]})
+    assert last_used.sync(now - 60_000, store) == 2
+    assert tenant("keys.getKey", {"keyId": first["keyId"]})["lastUsedAt"] == seen - seen % 60_000
+    assert last_used.sync(now - 60_000, store) == 0
+    assert last_used.sync(now + 60_000, store) == 0
     assert set(store.last_used(tenant.workspace.id, [first["keyId"], second["keyId"]])) == set(found)
 
 

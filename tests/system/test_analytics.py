@@ -1,0 +1,49 @@
+"""From a verification at the edge to an answer in SQL, to usage and to a key's last use: through all processes."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from scripts.demo import Platform, System
+
+pytestmark = [pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
+
+
+def until(found: Callable[[], Any], wanted: Any) -> None:
+    """Wait until a question has this answer."""
+    deadline = time.monotonic() + 90
+    while (answer := found()) != wanted:
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.5)
+
+
+def test_what_edges_verify_and_limit_is_asked_in_sql_and_counted_as_usage(
+    system: System, platform: Platform
+) -> None:
+    api = platform.call("apis.createApi", {"name": "metered"})["apiId"]
+    keys = [platform.call("keys.createKey", {"apiId": api}) for _ in range(2)]
+    for number in range(20):
+        body = {"key": keys[number % 2]["key"], "tags": ["from=test"]}
+        space = platform.call("keys.verifyKey", body)["keyspaceId"]
+    asked = {"namespace": "metered", "identifier": "user", "limit": 3, "duration": 3_600_000}
+    passed = [platform.call("ratelimit.limit", asked)["success"] for _ in range(5)]
+
+    def sql(operation: str, query: str) -> Any:
+        return platform.call(f"analytics.{operation}", {"query": query})
+
+    one = "SELECT key_id, count() AS n FROM key_verifications_v1 WHERE has(tags, 'from=test') AND "
+    by_key = sorted(({"key_id": key["keyId"], "n": 10} for key in keys), key=lambda row: row["key_id"])
+    question = f"{one} key_space_id = '{space}' GROUP BY key_id ORDER BY key_id"
+    until(lambda: sql("getVerifications", question), by_key)
+    hours = f"SELECT sum(count) AS n FROM key_verifications_per_hour_v1 WHERE key_space_id = '{space}'"
+    assert sql("getVerifications", hours) == [{"n": 20}]
+    limits = "SELECT count() AS n, countIf(passed) AS passed FROM ratelimits_v1 WHERE identifier = 'user'"
+    until(lambda: sql("getRatelimits", limits), [{"n": 5, "passed": sum(passed)}])
+
+    shown = json.loads(system.manage("analytics", "keys", "test", "--json"))
+    totals = {row["keyId"]: row["total"] for row in shown}
+    assert [totals[key["keyId"]] for key in keys] == [10, 10]
+    until(lambda: "lastUsedAt" in platform.call("keys.getKey", {"keyId": keys[0]["keyId"]}), True)
