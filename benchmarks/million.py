@@ -54,8 +54,12 @@ class World:
 
 
 def seeded(keys: int = KEYS) -> World:
-    """Return the seeded database, made now if there is none of the present migrations."""
-    migrations = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("apps/*/migrations/0*.py"))
+    """Return the seeded database, made now if there is none of the present tables of keys."""
+    migrations = sorted(
+        str(path.relative_to(ROOT))
+        for app in ("cluster", "keys", "workspaces")
+        for path in ROOT.glob(f"apps/{app}/migrations/0*.py")
+    )
     mark = hashlib.sha256(
         "\n".join([*migrations, str(keys), Path(__file__).read_text()]).encode()
     ).hexdigest()[:12]
@@ -63,14 +67,16 @@ def seeded(keys: int = KEYS) -> World:
     folder = base / f"keys-{mark}"
     told = folder / "world.json"
     if not told.exists():
-        shutil.rmtree(base, ignore_errors=True)
+        for other in base.glob("keys-*"):
+            shutil.rmtree(other)
         folder.mkdir(parents=True)
         print(f"verify: making {keys:,} keys in {folder}, once", flush=True)
-        environment = {**os.environ, "UNKEY_VAR": str(folder)}
         # A process of its own: Django is set up for one database.
-        subprocess.run(
-            [sys.executable, "-m", "benchmarks.million", str(keys)], cwd=ROOT, env=environment, check=True
-        )
+        command = [sys.executable, "-m", "benchmarks.million", str(keys)]
+    else:
+        command = [sys.executable, "manage.py", "migrate", "--verbosity=0"]
+    environment = {**os.environ, "UNKEY_VAR": str(folder)}
+    subprocess.run(command, cwd=ROOT, env=environment, check=True)
     return World(folder, **msgspec.json.decode(told.read_bytes()))
 
 
@@ -83,7 +89,7 @@ def _make(keys: int) -> None:
     call_command("migrate", verbosity=0)
 
     from django.conf import settings
-    from django.db import transaction
+    from django.db import connections, transaction
 
     from apps.cluster import versions
     from apps.keys import models, services
@@ -136,6 +142,7 @@ def _make(keys: int) -> None:
         }.items()
     }
     folder = Path(os.environ["UNKEY_VAR"])
+    connections.close_all()  # only then can the journal be left out
     with sqlite3.connect(settings.DATABASES["default"]["NAME"]) as database:
         database.execute("PRAGMA cache_size = -400000")
         database.execute("PRAGMA journal_mode = OFF")

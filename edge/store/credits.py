@@ -1,13 +1,16 @@
 """Credits on the edge: spent from leases in memory, topped up ahead of need, never oversold.
 
-`spend` is synchronous while a lease holds enough. Everything that asks the database goes through
+Where few are left, only what callers wait for is leased, and what this edge holds besides goes back as soon
+as another is refused (docs/credits.md). `spend` is synchronous while a lease holds enough. Everything that asks the database goes through
 `Bank`, one call at a time in the database's thread.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Protocol
 
 import structlog
@@ -24,6 +27,11 @@ FIRST_BATCH = 100
 LARGEST_BATCH = 10_000
 IDLE_SECONDS = 60.0
 ASK_AGAIN_SECONDS = 1.0
+# How long a verification waits for credits that another edge holds and is asked to give back, and how
+# long none waits again if that was in vain: the other edge may be gone.
+CALL_BACK_SECONDS = 2.0
+IN_VAIN_SECONDS = 30.0
+_LOOK_AGAIN_SECONDS = 0.1
 # How long a batch should last: a thousand busy keys must not keep the database asking for their credits.
 _QUICK_SECONDS = 10.0
 _SLOW_SECONDS = 60.0
@@ -44,12 +52,25 @@ class Granted(Protocol):
     def epoch(self) -> int:
         """The key's epoch."""
 
+    @property
+    def few(self) -> bool:
+        """Nothing is leased ahead of need."""
+
+    @property
+    def elsewhere(self) -> bool:
+        """What is missing is held by other edges."""
+
 
 class Bank(Protocol):
     """The database's side of leasing; each call may raise `DatabaseGone`."""
 
-    async def lease(self, lease_id: str, key_id: str, epoch: int, least: int, most: int) -> Granted:
-        """Move credits from a key to a lease."""
+    async def lease(
+        self, lease_id: str, key_id: str, epoch: int, least: int, most: int, wanted: int, call_back: bool
+    ) -> Granted:
+        """Move credits from a key to a lease; callers wait for `wanted` of them.
+
+        Where there are too few left, `call_back` has other edges give back theirs.
+        """
 
     async def report(self, spent: Mapping[str, int]) -> set[str]:
         """Record what was spent; return the leases that are gone."""
@@ -72,6 +93,9 @@ class Lease:
     batch: int = FIRST_BATCH
     topped_up_at: float = 0.0
     used_at: float = 0.0
+    few: bool = False
+    called: bool = False  # back, by a change of its key
+    version: float = inf  # of the key's row, when this was leased of it; unknown of an earlier process's
 
 
 class Wallet:
@@ -100,14 +124,21 @@ class Wallet:
         self._leases: dict[str, Lease] = {}
         self._elsewhere: Lru[str, tuple[int, int]] = Lru(capacity)
         self._asked_at: Lru[str, float] = Lru(capacity)
+        # Keys of which the database had too few when it was last asked: their epoch, and how many.
+        self._refused: Lru[str, tuple[int, int]] = Lru(capacity)
         self._loose: dict[str, tuple[int, int]] = {}
         self._gone_at = -ASK_AGAIN_SECONDS
         self._asking: dict[str, asyncio.Task[None]] = {}
+        # What callers wait for, by key.
+        self._wanted: Counter[str] = Counter()
+        # Until when credits that were called back may come, and when to hope for any again.
+        self._hopes: Lru[str, tuple[float, float]] = Lru(capacity)
+        self._returning: set[asyncio.Task[None]] = set()
 
     def resume(self) -> None:
         """Go on with the leases of an earlier process, until the database can be asked."""
         for entry in self._ledger.entries:
-            if entry.key_id in self._leases or not entry.amount:
+            if entry.key_id in self._leases or not entry.amount or entry.ending:
                 self._loose[entry.lease_id] = (entry.slot, entry.spent)
                 continue
             self._leases[entry.key_id] = Lease(
@@ -119,7 +150,7 @@ class Wallet:
         """Give back what an earlier process of this edge held; what is needed is leased again.
 
         Raises:
-            DatabaseGone: nothing was given back; its leases go on being spent.
+            DatabaseGone: what is not known to be given back will be, later.
         """
         await self._settle()
         await self._give_back(list(self._leases.values()))
@@ -133,10 +164,31 @@ class Wallet:
         if lease is not None and (lease.epoch < key.credits_epoch or key.deleted or key.remaining is None):
             self._drop(lease)
             lease = None
+        if lease is not None and key.version > lease.version:
+            lease.called = True
+            self._call_home(lease)
+        if self._refused.pop(key.id) is not None and key.remaining is not None:
+            self._refused.put(key.id, (key.credits_epoch, key.remaining))
         if key.remaining is None or key.deleted:
             self._elsewhere.pop(key.id)
         elif lease is not None or self._elsewhere.peek(key.id) is not None:
             self._elsewhere.put(key.id, (key.credits_epoch, key.remaining))
+
+    def _call_home(self, lease: Lease) -> None:
+        """Give a lease back now: its key changed, perhaps because another edge was refused."""
+        if lease.key_id in self._asking or lease.spent == lease.amount:
+            return
+        task = asyncio.get_running_loop().create_task(self._return(lease))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+
+    async def _return(self, lease: Lease) -> None:
+        try:
+            await self._give_back([lease])
+        except DatabaseGone as error:
+            log.warning("edge.credits_not_given_back", key_id=lease.key_id, error=str(error))
+        else:
+            self._count("credits_called_back")
 
     def balance(self, key: KeyRecord) -> int | None:
         """Return what a key has left, as far as is known here; None: unlimited."""
@@ -168,7 +220,7 @@ class Wallet:
         lease.used_at = self._clock()
         left -= cost
         elsewhere = self._known(key)
-        if elsewhere and left < lease.batch // 2 and key.id not in self._asking:
+        if elsewhere and left < lease.batch // 2 and not lease.few and key.id not in self._asking:
             self._ask(key, 1)
         return left + elsewhere
 
@@ -178,10 +230,10 @@ class Wallet:
         Other edges may have given credits back since: then the database is asked once a second,
         in the background.
         """
-        known = self._elsewhere.peek(key.id)
-        if known is None or known[0] != key.credits_epoch:
+        refused = self._refused.peek(key.id)
+        if refused is None or refused[0] != key.credits_epoch:
             return False
-        if self._left(key) + known[1] >= cost:
+        if self._left(key) + refused[1] >= cost or self._hopes_for(key.id):
             return False
         if self._clock() - (self._asked_at.get(key.id) or 0.0) >= ASK_AGAIN_SECONDS:
             self._ask(key, cost - self._left(key))
@@ -192,18 +244,42 @@ class Wallet:
 
         Without the database there is no more than was leased: the answer is no, and counted.
         """
-        for _ in range(3):
-            balance = self.spend(key, cost)
-            if balance is not None:
-                return balance
-            if self.refuses(key, cost):
-                return None
-            if self._clock() - self._gone_at >= ASK_AGAIN_SECONDS:
-                await asyncio.shield(self._ask(key, cost - self._left(key)))
-            if self._elsewhere.peek(key.id) is None:
-                self._count("credits_refused_without_database")
-                return None
-        return self.spend(key, cost)
+        self._wanted[key.id] += cost
+        try:
+            while True:
+                balance = self.spend(key, cost)
+                if balance is not None:
+                    return balance
+                if self.refuses(key, cost):
+                    return None
+                if self._clock() - self._gone_at >= ASK_AGAIN_SECONDS:
+                    await asyncio.shield(self._ask(key, cost - self._left(key)))
+                else:
+                    self._elsewhere.pop(key.id)
+                known = self._elsewhere.peek(key.id)
+                if known is None:
+                    self._count("credits_refused_without_database")
+                    return None
+                if known[0] != key.credits_epoch:
+                    return self.spend(key, cost)
+                if self._hopes_for(key.id) and self.holding(key, cost) is None:
+                    await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        finally:
+            self._wanted[key.id] -= cost
+            if not self._wanted[key.id]:
+                del self._wanted[key.id]
+
+    def _hopes_for(self, key_id: str) -> bool:
+        """Say whether credits of a key may still come that were called back from other edges."""
+        hope = self._hopes.peek(key_id)
+        return hope is not None and self._clock() < hope[0]
+
+    def _hope(self, key_id: str, elsewhere: bool) -> None:
+        hope, now = self._hopes.peek(key_id), self._clock()
+        if not elsewhere:
+            self._hopes.pop(key_id)
+        elif hope is None or now >= hope[1]:
+            self._hopes.put(key_id, (now + CALL_BACK_SECONDS, now + IN_VAIN_SECONDS))
 
     async def report(self) -> None:
         """Tell the database what was spent; end leases that are used up, void or idle.
@@ -217,8 +293,7 @@ class Wallet:
         idle = [
             lease
             for lease in self._leases.values()
-            if lease.key_id not in self._asking
-            and (now - lease.used_at > IDLE_SECONDS or lease.spent == lease.amount)
+            if now - lease.used_at > IDLE_SECONDS or lease.spent == lease.amount or lease.called
         ]
         await self._give_back(idle)
 
@@ -239,8 +314,8 @@ class Wallet:
         Raises:
             DatabaseGone: the ledger keeps them for the next start.
         """
-        if self._asking:
-            await asyncio.wait(list(self._asking.values()))
+        if self._asking or self._returning:
+            await asyncio.wait([*self._asking.values(), *self._returning])
         await self._settle()
         await self._give_back(list(self._leases.values()))
 
@@ -253,18 +328,22 @@ class Wallet:
                 self._ledger.close_slot(slot)
 
     async def _give_back(self, leases: list[Lease]) -> None:
+        # One that is being topped up is in use: what it is topped up by would be spent and given back too.
+        leases = [
+            lease
+            for lease in leases
+            if lease.key_id not in self._asking and self._leases.get(lease.key_id) is lease
+        ]
         if not leases:
             return
         for lease in leases:
             del self._leases[lease.key_id]
+            self._ledger.end(lease.slot)
         try:
             known = await self._bank.give_back({lease.id: lease.spent for lease in leases})
-        except Exception:
-            for lease in leases:
-                if lease.key_id in self._leases:
-                    self._loose[lease.id] = (lease.slot, lease.spent)
-                else:
-                    self._leases[lease.key_id] = lease
+        except BaseException:
+            # It may have happened, and only its answer be lost: none of it may be spent again.
+            self._loose.update({lease.id: (lease.slot, lease.spent) for lease in leases})
             raise
         for key_id, (epoch, remaining) in known.items():
             self._remember(key_id, epoch, remaining)
@@ -296,12 +375,18 @@ class Wallet:
 
     def _asked(self, key_id: str, task: asyncio.Task[None]) -> None:
         self._asking.pop(key_id, None)
+        lease = self._leases.get(key_id)
+        if lease is not None and lease.called and not self._wanted[key_id]:
+            self._call_home(lease)
         # Nobody may wait for this task any more.
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("edge.credits_not_leased", key_id=key_id, exc_info=error)
 
     async def _top_up(self, key: KeyRecord, least: int) -> None:
         now = self._clock()
+        hope = self._hopes.peek(key.id)
+        # What is asked for ahead of need neither calls anything back nor decides on a refusal.
+        needed = bool(self._wanted[key.id]) or self._refused.peek(key.id) is not None
         lease = self._leases.get(key.id)
         fresh = lease is None or lease.epoch != key.credits_epoch
         if lease is None or fresh:
@@ -314,12 +399,19 @@ class Wallet:
             lease.batch = max(lease.batch // 2, FIRST_BATCH)
         try:
             grant = await self._bank.lease(
-                lease.id, key.id, lease.epoch, max(least, 1), max(least, lease.batch)
+                lease.id,
+                key.id,
+                lease.epoch,
+                max(least, 1),
+                max(least, lease.batch),
+                max(0, self._wanted[key.id] - lease.amount + lease.spent),
+                needed and (hope is None or now >= hope[1]),
             )
         except DatabaseGone as error:
             self._count("credits_database_gone")
             self._gone_at = self._clock()
             self._elsewhere.pop(key.id)
+            self._refused.pop(key.id)
             log.warning("edge.credits_not_leased", key_id=key.id, error=str(error))
             if fresh:
                 # The commit may have happened and only its answer be lost: give that lease back later.
@@ -330,6 +422,14 @@ class Wallet:
                 self._loose[lease.id] = (lease.slot, 0)
             raise
         self._remember(key.id, grant.epoch, grant.remaining)
+        if needed:
+            self._hope(key.id, grant.elsewhere)
+        if grant.granted or grant.remaining is None:
+            self._refused.pop(key.id)
+        elif needed:
+            self._refused.put(key.id, (grant.epoch, grant.remaining))
+        lease.few = grant.few
+        lease.version = max(key.version, 0 if lease.version == inf else lease.version)
         if not grant.granted:
             if fresh:
                 self._ledger.close_slot(lease.slot)

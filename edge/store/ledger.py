@@ -4,7 +4,7 @@ A process that is killed loses nothing that it wrote here. A machine that went d
 ledger of an earlier boot is not believed: its leases lapse as spent.
 
 Layout, native byte order: a page-free header (magic, boot id), then slots of 128 bytes:
-lease id (40), key id (56), epoch, amount, spent, in use (8 each).
+lease id (40), key id (56), epoch, amount, spent, state (8 each): 0 free, 1 held, 2 being given back.
 """
 
 import fcntl
@@ -22,6 +22,8 @@ _SLOTS = 256
 _FORMAT = struct.Struct("=40s56sqqqq")
 _AMOUNT = 13  # offsets in words of 8 bytes
 _SPENT = 14
+_STATE = 15
+_HELD, _ENDING = 1, 2
 
 
 class LedgerInUse(RuntimeError):
@@ -30,7 +32,7 @@ class LedgerInUse(RuntimeError):
 
 @dataclass(slots=True)
 class Entry:
-    """A lease as the ledger has it."""
+    """A lease as the ledger has it; one that is `ending` may have been given back already."""
 
     slot: int
     lease_id: str
@@ -38,6 +40,7 @@ class Entry:
     epoch: int
     amount: int
     spent: int
+    ending: bool = False
 
 
 class Ledger:
@@ -79,7 +82,7 @@ class Ledger:
             self._grow()
         slot = self._free.pop()
         offset = _HEADER + slot * _SLOT
-        _FORMAT.pack_into(self._file, offset, lease_id.encode(), key_id.encode(), epoch, 0, 0, 1)
+        _FORMAT.pack_into(self._file, offset, lease_id.encode(), key_id.encode(), epoch, 0, 0, _HELD)
         return slot
 
     def set_amount(self, slot: int, amount: int) -> None:
@@ -89,6 +92,10 @@ class Ledger:
     def set_spent(self, slot: int, spent: int) -> None:
         """Write what was spent of a lease; one store of 8 bytes, never torn by a kill."""
         self._words[_HEADER // 8 + slot * (_SLOT // 8) + _SPENT] = spent
+
+    def end(self, slot: int) -> None:
+        """Write that a lease is about to be given back: nothing may be spent of it any more."""
+        self._words[_HEADER // 8 + slot * (_SLOT // 8) + _STATE] = _ENDING
 
     def close_slot(self, slot: int) -> None:
         """Strike out a lease that was given back, used up or voided."""
@@ -131,10 +138,10 @@ class Ledger:
     def _read(self) -> list[Entry]:
         entries = []
         for slot in range((len(self._file) - _HEADER) // _SLOT):
-            lease, key, epoch, amount, spent, used = _FORMAT.unpack_from(self._file, _HEADER + slot * _SLOT)
-            if used:
+            lease, key, epoch, amount, spent, state = _FORMAT.unpack_from(self._file, _HEADER + slot * _SLOT)
+            if state:
                 lease_id, key_id = lease.rstrip(b"\0").decode(), key.rstrip(b"\0").decode()
-                entries.append(Entry(slot, lease_id, key_id, epoch, amount, spent))
+                entries.append(Entry(slot, lease_id, key_id, epoch, amount, spent, state == _ENDING))
         return entries
 
 

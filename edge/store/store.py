@@ -121,8 +121,9 @@ class Store:
         # What is told to the cluster waits for other writers, who may take seconds: on a connection of its
         # own it keeps nobody from hearing of a switch.
         self._cluster = Database(_configure)
-        # Neither does who looks unknown keys up.
+        # Neither does who looks unknown keys up, or leases credits.
         self._lookups = Database(_configure)
+        self._credits = Database(_configure)
         self._opening: dict[tuple[str, str, bool], asyncio.Task[None]] = {}
         self._moved = asyncio.Event()
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edge-snapshot")
@@ -370,6 +371,7 @@ class Store:
         await loop.run_in_executor(None, self._database.close)
         await loop.run_in_executor(None, self._cluster.close)
         await loop.run_in_executor(None, self._lookups.close)
+        await loop.run_in_executor(None, self._credits.close)
         self._writer.shutdown()
         if self._ledger is not None:
             self._ledger.close()
@@ -383,6 +385,10 @@ class Store:
     async def _tell(self, work: Callable[[], _T]) -> _T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._cluster.executor, self._cluster.call, work)
+
+    async def _bank(self, work: Callable[[], _T]) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._credits.executor, self._credits.call, work)
 
     async def _forever(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run an endless task; a fault in it is told, and after a pause it begins anew."""
@@ -683,7 +689,9 @@ class _Bank:
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def lease(self, lease_id: str, key_id: str, epoch: int, least: int, most: int) -> "Grant":
+    async def lease(
+        self, lease_id: str, key_id: str, epoch: int, least: int, most: int, wanted: int, call_back: bool
+    ) -> "Grant":
         edge_id = self._store.edge_id
 
         def work() -> "Grant":
@@ -691,10 +699,18 @@ class _Bank:
             from edge.store import feed
 
             return credits.lease(
-                edge_id, lease_id, key_id, epoch, least=least, most=most, edges=feed.live_edges()
+                edge_id,
+                lease_id,
+                key_id,
+                epoch,
+                least=least,
+                most=most,
+                wanted=wanted,
+                edges=feed.live_edges(),
+                call_back=call_back,
             )
 
-        return await self._store._ask(work)
+        return await self._store._bank(work)
 
     async def report(self, spent: Mapping[str, int]) -> set[str]:
         def work() -> set[str]:
@@ -702,7 +718,7 @@ class _Bank:
 
             return credits.report_spent(self._store.edge_id, spent)
 
-        return await self._store._ask(work)
+        return await self._store._bank(work)
 
     async def give_back(self, spent: Mapping[str, int]) -> Mapping[str, tuple[int, int | None]]:
         def work() -> Mapping[str, tuple[int, int | None]]:
@@ -710,7 +726,7 @@ class _Bank:
 
             return credits.give_back(self._store.edge_id, spent)
 
-        return await self._store._ask(work)
+        return await self._store._bank(work)
 
 
 def _configure() -> None:

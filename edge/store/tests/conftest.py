@@ -120,6 +120,8 @@ class RunningEdge:
         self._loop.run(work())
         self.store._database.close()
         self.store._cluster.close()
+        self.store._lookups.close()
+        self.store._credits.close()
         self.store._writer.shutdown()
         assert self.store._ledger is not None
         self.store._ledger.close()
