@@ -240,6 +240,8 @@ def frozen_settings(environment: Environment) -> dict[str, Any]:
         "shutdownSignal": environment.shutdown_signal,
         "upstreamProtocol": environment.upstream_protocol,
         "openapiSpecPath": environment.openapi_spec_path,
+        "thresholdCpu": environment.threshold_cpu,
+        "thresholdMemory": environment.threshold_memory,
         "dockerfile": environment.dockerfile,
         "rootDirectory": environment.root_directory,
         "buildCommand": environment.build_command,

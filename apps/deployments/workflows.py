@@ -159,6 +159,15 @@ def create_topologies(run: Run) -> JSON:
             desired_status=State.RUNNING,
             replicas_min=least,
             replicas_max=most,
+            # Those that were made before an environment could say have the default.
+            **{
+                column: deployment.settings[name]
+                for column, name in (
+                    ("threshold_cpu", "thresholdCpu"),
+                    ("threshold_memory", "thresholdMemory"),
+                )
+                if name in deployment.settings
+            },
         )
         stamp(topology)
         topology.save()

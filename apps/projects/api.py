@@ -66,6 +66,9 @@ HEALTHCHECK = obj(
     }
 )
 REGION = obj({"name": string(1, 64), "replicas": obj({"min": integer(), "max": integer()})})
+_USUAL_CPU = 80
+_CPU = integer(1, 100, about="percent of an instance's vCpus above which there are more instances")
+_MEMORY = integer(1, 100, about="the same of its memoryMib; null: memory does not matter")
 ENVIRONMENT = obj(
     {
         "id": string(),
@@ -74,6 +77,8 @@ ENVIRONMENT = obj(
         "kind": string(choices=("production", "preview")),
         "deleteProtection": boolean(),
         "refuseBreakingChanges": optional(boolean()),
+        "thresholdCpu": optional(_CPU),
+        "thresholdMemory": optional(_MEMORY),
         **_TIMES,
         "runtime": optional(
             obj(
@@ -504,6 +509,8 @@ _SETTINGS: dict[str, Schema] = {
     "upstreamProtocol": string(choices=_PROTOCOLS),
     "openapiSpecPath": nullable(string(1, 512, pattern=_PATH)),
     "regions": array(REGION, least=1, most=5),
+    "thresholdCpu": _CPU,
+    "thresholdMemory": nullable(_MEMORY),
     "refuseBreakingChanges": boolean(),
     "deleteProtection": boolean(),
 }
@@ -546,6 +553,8 @@ def update_settings(call: Call) -> JSON:
         shutdown_signal="shutdownSignal",
         upstream_protocol="upstreamProtocol",
         openapi_spec_path="openapiSpecPath",
+        threshold_cpu="thresholdCpu",
+        threshold_memory="thresholdMemory",
         refuse_breaking_changes="refuseBreakingChanges",
         delete_protection="deleteProtection",
     )
@@ -610,6 +619,8 @@ def _show_environment(row: Environment) -> dict[str, Any]:
         "kind": row.kind,
         "deleteProtection": row.delete_protection,
         **({"refuseBreakingChanges": True} if row.refuse_breaking_changes else {}),
+        **({"thresholdCpu": row.threshold_cpu} if row.threshold_cpu != _USUAL_CPU else {}),
+        **({"thresholdMemory": row.threshold_memory} if row.threshold_memory is not None else {}),
         **_times(row),
         "runtime": {name: value for name, value in runtime.items() if value is not None},
         "build": {name: value for name, value in build.items() if value is not None},

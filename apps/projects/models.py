@@ -91,6 +91,13 @@ class Environment(Tenant):
     watch_paths = models.JSONField(default=list, blank=True)
     auto_deploy = models.BooleanField(default=True)
 
+    threshold_cpu = models.PositiveSmallIntegerField(
+        default=80, db_default=80, help_text="percent of an instance's CPU above which there are more of them"
+    )
+    threshold_memory = models.PositiveSmallIntegerField(
+        null=True, blank=True, help_text="the same of its memory; empty: memory does not matter"
+    )
+
     policies = models.JSONField(default=list, blank=True)
     refuse_breaking_changes = models.BooleanField(
         default=False,
@@ -105,6 +112,13 @@ class Environment(Tenant):
             models.CheckConstraint(condition=Q(port__gte=1, port__lte=65535), name="environment_port"),
             models.CheckConstraint(condition=Q(cpu_millicores__gte=250), name="environment_cpu"),
             models.CheckConstraint(condition=Q(memory_mib__gte=256), name="environment_memory"),
+            models.CheckConstraint(
+                condition=Q(threshold_cpu__gte=1, threshold_cpu__lte=100), name="environment_threshold_cpu"
+            ),
+            models.CheckConstraint(
+                condition=Q(threshold_memory=None) | Q(threshold_memory__gte=1, threshold_memory__lte=100),
+                name="environment_threshold_memory",
+            ),
         ]
 
     def __str__(self) -> str:

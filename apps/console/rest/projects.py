@@ -78,6 +78,8 @@ class RuntimeSerializer(serializers.Serializer[Any]):
     shutdownSignal = serializers.CharField(source="shutdown_signal")
     upstreamProtocol = serializers.CharField(source="upstream_protocol")
     openapiSpecPath = serializers.CharField(source="openapi_spec_path", allow_null=True)
+    thresholdCpu = serializers.IntegerField(source="threshold_cpu")
+    thresholdMemory = serializers.IntegerField(source="threshold_memory", allow_null=True)
 
     def get_vCpus(self, row: Environment) -> float:
         return row.cpu_millicores / 1000

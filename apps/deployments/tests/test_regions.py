@@ -131,6 +131,25 @@ def test_a_region_that_is_closed_meanwhile_is_left_out(platform: Platform) -> No
     )
 
 
+def test_thresholds_are_those_of_the_environment_when_it_was_created(platform: Platform) -> None:
+    def thresholds(deployment: str) -> tuple[int, int | None]:
+        return Topology.objects.values_list("threshold_cpu", "threshold_memory").get(deployment_id=deployment)
+
+    usual = platform.create()
+    names = {**platform.names, "environment": "production"}
+    platform.tenant("environments.updateSettings", {**names, "thresholdCpu": 35, "thresholdMemory": 60})
+    drain()
+    changed = platform.deploy()
+    assert (thresholds(usual), thresholds(changed)) == ((80, None), (35, 60))
+    # One that was frozen before environments could say.
+    older = platform.create()
+    row = platform.row(older)
+    row.settings = {name: value for name, value in row.settings.items() if not name.startswith("threshold")}
+    row.save()
+    drain()
+    assert thresholds(older) == (80, None)
+
+
 def test_a_region_whose_agent_is_gone_is_named_while_it_is_waited_for_and_in_the_end(
     platform: Platform,
 ) -> None:

@@ -505,6 +505,8 @@ def _replicas(least: int, most: int, name: str = "local") -> dict[str, Any]:
         ({"openapiSpecPath": "http://x/y"}, ["body.openapiSpecPath"]),
         ({"regions": []}, ["body.regions"]),
         ({"port": None}, ["body.port"]),
+        ({"thresholdCpu": 0, "thresholdMemory": 101}, ["body.thresholdCpu", "body.thresholdMemory"]),
+        ({"thresholdCpu": None}, ["body.thresholdCpu"]),
     ],
 )  # fmt: skip
 def test_settings_past_a_limit_are_refused_with_every_fault(
@@ -588,3 +590,14 @@ def test_protected_things_are_not_deleted(tenant: Tenant, app: str) -> None:
     assert error["type"].endswith("/unkey/application/protected_resource")
     tenant.refused("projects.deleteProject", {"project": "shop"}, 412)
     tenant("apps.getApp", {"project": "shop", "app": "api"})
+
+
+def test_thresholds_of_autoscaling_are_kept_shown_and_taken_back(tenant: Tenant, environment: str) -> None:
+    usual = tenant("environments.getEnvironment", ENV)
+    assert not {"thresholdCpu", "thresholdMemory"} & set(usual)
+    tenant("environments.updateSettings", {**ENV, "thresholdCpu": 1, "thresholdMemory": 100})
+    shown = tenant("environments.getEnvironment", ENV)
+    assert (shown["thresholdCpu"], shown["thresholdMemory"]) == (1, 100)
+    tenant("environments.updateSettings", {**ENV, "thresholdCpu": 80, "thresholdMemory": None})
+    shown = tenant("environments.getEnvironment", ENV)
+    assert not {"thresholdCpu", "thresholdMemory"} & set(shown)
