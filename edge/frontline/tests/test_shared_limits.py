@@ -85,7 +85,7 @@ def test_edges_of_a_machine_count_together(edge):
 
 @pytest.mark.services
 def test_edges_of_two_machines_count_together_through_redis(edge):
-    redis = {"REDIS_URL": os.environ["REDIS_URL"]}
+    redis = {"REDIS_URL": os.environ["SERVICES_REDIS_URL"]}
     who = os.urandom(8).hex()
     urls = [edge(machine, "edge-1", **redis) for machine in ("a", "b")]
     for url in urls:

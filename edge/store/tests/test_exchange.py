@@ -36,7 +36,7 @@ def machine(tmp_path):
 
 @pytest.mark.services
 def test_machines_count_together_through_redis(machine):
-    url = os.environ["REDIS_URL"]
+    url = os.environ["SERVICES_REDIS_URL"]
     who = os.urandom(8).hex()
 
     async def work():
@@ -68,7 +68,7 @@ def test_machines_count_together_through_redis(machine):
 
 @pytest.mark.services
 def test_what_was_counted_while_redis_was_away_is_told_when_it_is_back(machine):
-    url = os.environ["REDIS_URL"]
+    url = os.environ["SERVICES_REDIS_URL"]
     who = os.urandom(8).hex()
 
     async def work():

@@ -1,5 +1,7 @@
 """Sliding windows: exact arithmetic, all-or-nothing, bounded memory."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -117,3 +119,92 @@ def test_no_window_ever_admits_more_than_its_limit(steps, most):
         if limiter.check(limit(most, cost=cost, duration=1000), now).passed:
             admitted[now // 1000] = admitted.get(now // 1000, 0) + cost
     assert all(total <= most for total in admitted.values())
+
+
+class Machine:
+    """A limiter of a machine of its own, and what it had heard of the others, by counter and window."""
+
+    def __init__(self, name):
+        self.name = name
+        self.limiter = Limiter(far=True)
+        self.heard = {}
+
+    def exchange(self, told, most=100):
+        """Exchange what is due as Redis does: totals by machine, of which each only grows."""
+        for counter, sequence, current, previous in self.limiter.due(most):
+            far = []
+            for window, count in ((sequence, current), (sequence - 1, previous)):
+                counts = told.setdefault((counter, window), {})
+                counts[self.name] = max(counts.get(self.name, 0), count)
+                far.append(sum(count for name, count in counts.items() if name != self.name))
+                self.heard[counter, window] = far[-1]
+            self.limiter.learn(counter, sequence, *far)
+
+
+SCHEDULE = st.lists(
+    st.tuples(
+        st.integers(0, 2),  # machine
+        st.integers(0, 400),  # milliseconds since the last step
+        st.integers(0, 3),  # cost
+        st.sampled_from(("user_1", "user_2")),
+        st.booleans(),  # the machine exchanges afterwards
+    ),
+    max_size=80,
+)
+
+
+@given(SCHEDULE, st.integers(1, 12))
+def test_machines_admit_beyond_a_limit_only_what_they_have_not_heard_of(steps, most):
+    machines, now = [Machine(name) for name in "abc"], START
+    told: dict[Any, Any] = {}
+    admitted: dict[tuple[Any, int], dict[str, int]] = {}
+    for which, wait, cost, who, exchanges in steps:
+        now += wait
+        machine, asked = machines[which], limit(most, cost=cost, who=who, duration=1000)
+        window = (asked.counter, now // 1000)
+        if machine.limiter.check(asked, now).passed:
+            counts = admitted.setdefault(window, {})
+            counts[machine.name] = counts.get(machine.name, 0) + cost
+            # What it has counted, and what it has heard of, is within the limit; the rest is the overshoot.
+            assert counts[machine.name] + machine.heard.get(window, 0) <= most
+        if exchanges:
+            machine.exchange(told)
+
+
+@given(SCHEDULE, st.integers(1, 12))
+def test_machines_that_have_heard_of_everything_admit_as_one_would(steps, most):
+    machines, now, alone = [Machine(name) for name in "abc"], START, Limiter()
+    told: dict[Any, Any] = {}
+    for which, wait, cost, who, _ in steps:
+        now += wait
+        asked = limit(most, cost=cost, who=who, duration=1000)
+        for _ in range(2):  # who tells, and who hears
+            for machine in machines:
+                machine.limiter.check(limit(most, cost=0, who=who, duration=1000), now)
+                machine.exchange(told)
+        assert machines[which].limiter.check(asked, now) == alone.check(asked, now)
+
+
+def test_what_could_not_be_exchanged_is_due_again_behind_what_waits_already():
+    limiter = Limiter(far=True)
+    for who in ("a", "b", "c"):
+        limiter.check(limit(who=who), START)
+    taken = limiter.due(2)
+    assert [due.counter[2] for due in taken] == ["a", "b"]
+    limiter.postpone(taken)
+    assert [due.counter[2] for due in limiter.due(9)] == ["c", "a", "b"]
+    assert limiter.due(9) == []
+
+
+def test_counts_that_were_overtaken_on_their_way_change_nothing():
+    limiter = Limiter(far=True)
+    limiter.check(limit(10), START)
+    counter, sequence = limit().counter, START // MINUTE
+    limiter.learn(counter, sequence, 5, 0)
+    limiter.learn(counter, sequence, 4, 0)
+    limiter.learn(("ws_1", "tokens", "nobody", MINUTE), sequence, 9, 9)
+    assert limiter.check(limit(10, cost=0), START).remaining == 10 - 1 - 5
+    # The window turned while Redis was asked: what was the current one is the one before.
+    limiter.check(limit(10, cost=0), START + MINUTE)
+    limiter.learn(counter, sequence, 7, 0)
+    assert limiter.check(limit(10, cost=0), START + MINUTE).remaining == 10 - 1 - 7
