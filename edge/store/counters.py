@@ -200,3 +200,16 @@ class Counters:
             finally:
                 os.close(descriptor)
         self._peers = list(self._seen.values())
+
+
+def open_counters(folder: Path) -> Counters | None:
+    """Take a seat; None, and a line in the log, where that cannot be: the process then counts alone.
+
+    Args:
+        folder: see `Counters`.
+    """
+    try:
+        return Counters(folder)
+    except (NoSeat, OSError) as error:
+        log.error("counters.not_shared", reason=str(error))
+        return None
