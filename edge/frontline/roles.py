@@ -11,6 +11,7 @@ from edge.frontline.api import Api
 from edge.frontline.frontline import Frontline
 from edge.frontline.jwks import KeySets
 from edge.frontline.operations import Operations
+from edge.frontline.requests import Requests
 from edge.frontline.waking import ControlPlane
 from edge.http.limits import Limits
 from edge.http.request import Request
@@ -79,8 +80,11 @@ class Edge:
                 open_keys=KeySets(private=env.EDGE_JWKS_PRIVATE).open,
             )
             self.store.report_use_of(frontline.used, self._addresses_in_use)
-            self._add("http", "EDGE_HTTP_PORT", frontline.handle)
-            self._add("https", "EDGE_HTTPS_PORT", frontline.handle, tls=True)
+            noted = None
+            if self.telemetry is not None:
+                noted = Requests(self.store, self.telemetry, env.EDGE_ID, env.REGION)
+            self._add("http", "EDGE_HTTP_PORT", frontline.handle, observe=noted)
+            self._add("https", "EDGE_HTTPS_PORT", frontline.handle, tls=True, observe=noted)
         self._measure()
 
     def _add(
@@ -92,10 +96,11 @@ class Edge:
         tls: bool = False,
         quick: Quick | None = None,
         refuse: Refuse = Request.refuse,
+        observe: Requests | None = None,
     ) -> None:
         context = self._certificates.listener_context() if tls else None
         server = self.servers[name] = Server(
-            name, handle, self.limits, tls=context, quick=quick, refuse=refuse
+            name, handle, self.limits, tls=context, quick=quick, refuse=refuse, observe=observe
         )
         self._ports.append((server, setting))
 

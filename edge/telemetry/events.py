@@ -211,6 +211,45 @@ class Telemetry:
         else:
             self.dropped[API_REQUESTS.name] += 1
 
+    def record_gateway_request(
+        self,
+        request_id: str,
+        time: int,
+        workspace_id: str,
+        place: tuple[str, str, str, str],
+        *,
+        edge_id: str,
+        region: str,
+        method: str,
+        host: str,
+        path: str,
+        query: str,
+        status: int,
+        user_agent: str,
+        ip_address: str,
+        latency: int,
+    ) -> None:
+        """Note a request to a deployed app.
+
+        Args:
+            request_id: `req_…`.
+            time: when it began, Unix milliseconds.
+            workspace_id: whose app it is.
+            place: project, app, environment and deployment.
+            latency: milliseconds until its answer was written.
+            edge_id, region, method, host, path, query, status, user_agent, ip_address: of the request.
+        """
+        waiting = self._gateway
+        if len(waiting) < self._most:
+            waiting.append(
+                (
+                    *(request_id, time, workspace_id, *place, edge_id, region, method, host, path, query),
+                    *(status, user_agent, ip_address, latency),
+                )
+            )
+        else:
+            self.dropped[GATEWAY_REQUESTS.name] += 1
+
     # Writing
 
     @property

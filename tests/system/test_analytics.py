@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from scripts.demo import Platform, System
+from tests.system.conftest import Deployed
 
 pytestmark = [pytest.mark.xdist_group("system"), pytest.mark.timeout(180)]
 
@@ -47,3 +48,16 @@ def test_what_edges_verify_and_limit_is_asked_in_sql_and_counted_as_usage(
     totals = {row["keyId"]: row["total"] for row in shown}
     assert [totals[key["keyId"]] for key in keys] == [10, 10]
     until(lambda: "lastUsedAt" in platform.call("keys.getKey", {"keyId": keys[0]["keyId"]}), True)
+
+
+def test_requests_to_apps_are_asked_in_sql(platform: Platform, project: Callable[[], Deployed]) -> None:
+    app = project()
+    visitor = app.visitor(app.deploy("1"))
+    for _ in range(3):
+        assert visitor.get("/?a=b", None)[0] == 200
+    row = "SELECT path, query_string, response_status AS status, count() AS n FROM gateway_requests_v1"
+    query = f"{row} WHERE host = '{visitor.host}' AND path = '/' GROUP BY path, query_string, status"
+    until(
+        lambda: platform.call("analytics.getGatewayRequests", {"query": query}),
+        [{"path": "/", "query_string": "a=b", "status": 200, "n": 3}],
+    )
