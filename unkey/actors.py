@@ -17,7 +17,7 @@ class Actor:
         user_agent: as the client sent it, cut at 512 characters.
     """
 
-    type: Literal["rootkey", "user", "system"]
+    type: Literal["rootkey", "user", "system", "portalEndUser"]
     id: str
     name: str = ""
     remote_ip: str = ""
@@ -30,8 +30,8 @@ class Principal:
 
     Args:
         workspace_id: the only workspace that the request sees.
-        subject: `rootkey` or `user`.
-        id: identifier of the root key or user.
+        subject: `rootkey`, `user`, or `portalEndUser`.
+        id: identifier of the root key, user or portal session.
         name: what people call it.
         permissions: tuples (`api.*.read_key`) and URN grants (`unkey:v1:ws_…:keyspaces/*#read_key`).
         requests_per_minute: the workspace's limit on management requests; None: no limit.
@@ -39,7 +39,7 @@ class Principal:
     """
 
     workspace_id: str
-    subject: Literal["rootkey", "user"]
+    subject: Literal["rootkey", "user", "portalEndUser"]
     id: str
     name: str
     permissions: frozenset[str]

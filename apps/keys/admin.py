@@ -12,6 +12,8 @@ from apps.keys.models import (
     KeyMigration,
     KeySpace,
     Permission,
+    Portal,
+    PortalSession,
     Ratelimit,
     Role,
 )
@@ -46,6 +48,18 @@ class KeyMigrationAdmin(ReadOnlyAdmin):
 class KeyImportAdmin(ReadOnlyAdmin):
     list_display = ("id", "api", "read", "total", "imported", "rejected", "workspace", "finished_at")
     search_fields = ("id", "api__id", "source", "workspace__slug")
+
+
+@admin.register(Portal)
+class PortalAdmin(ReadOnlyAdmin):
+    list_display = ("slug", "display_name", "id", "key_space", "app", "enabled", "workspace", "created_at")
+    search_fields = ("id", "slug", "key_space__id", "app__id", "workspace__slug")
+
+
+@admin.register(PortalSession)
+class PortalSessionAdmin(ReadOnlyAdmin):
+    list_display = ("external_id", "id", "portal", "workspace", "expires_at", "revoked_at", "created_at")
+    search_fields = ("id", "external_id", "portal__slug", "workspace__slug")
 
 
 @admin.register(Api)

@@ -277,3 +277,53 @@ class KeyImport(Tenant):
 
     def __str__(self) -> str:
         return f"{self.read} of {self.total} into {self.api_id}"
+
+
+class Portal(Tenant):
+    """A page where customers' own users look after their keys: of one key space, or of those that guard an app."""
+
+    id = id_field("pc")
+    slug = models.CharField(max_length=64)
+    display_name = models.CharField(max_length=256)
+    key_space: Any = models.OneToOneField(
+        KeySpace, null=True, blank=True, on_delete=models.PROTECT, related_name="portal"
+    )
+    app: Any = models.OneToOneField(
+        "projects.App", null=True, blank=True, on_delete=models.CASCADE, related_name="portal"
+    )
+    enabled = models.BooleanField(default=True)
+    logo_url = models.CharField(max_length=500, blank=True)
+    primary_color = models.CharField(max_length=7, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["workspace", "slug"], name="portal_slug"),
+            models.CheckConstraint(
+                condition=Q(key_space__isnull=True, app__isnull=False)
+                | Q(key_space__isnull=False, app__isnull=True),
+                name="portal_resource",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.slug
+
+
+class PortalSession(Tenant):
+    """What one user may do at a portal: begun with a code, used with a token; only their hashes are kept."""
+
+    id = id_field("ps")
+    portal: Any = models.ForeignKey(Portal, on_delete=models.CASCADE, related_name="sessions")
+    external_id = models.CharField(max_length=256)
+    scopes = models.JSONField()
+    key_spaces = models.JSONField(help_text="ids, as they were when the session was made")
+    code_hash = models.CharField(max_length=44, unique=True, editable=False)
+    token_hash = models.CharField(max_length=44, unique=True, null=True, editable=False)
+    expires_at = models.DateTimeField(help_text="of the code until it is exchanged, then of the token")
+    revoked_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        indexes = [models.Index(fields=["portal", "external_id"]), models.Index(fields=["expires_at"])]
+
+    def __str__(self) -> str:
+        return f"{self.external_id} at {self.portal_id}"

@@ -32,6 +32,13 @@ _CALLER = (
     errors.WorkspaceDisabled,
     errors.WorkspaceRateLimited,
 )
+_SESSION = (
+    errors.PortalTokenMissing,
+    errors.PortalSessionNotFound,
+    errors.InsufficientPermissions,
+    errors.WorkspaceDisabled,
+    errors.WorkspaceRateLimited,
+)
 _META = obj({"requestId": string(about="names this request in our logs; quote it when you ask for help")})
 _PAGINATION = obj(
     {
@@ -57,6 +64,8 @@ where there are pages; a refusal is `{meta, error}`, whose `type` is the address
 def faults_of(route: Route) -> list[type[Fault]]:
     """Return every fault that an operation may answer with."""
     general = (*_TRANSPORT, *(() if route.public else _CALLER))
+    if route.session:
+        general = (*_TRANSPORT, *_SESSION)
     if route.method == "GET":
         general = tuple(fault for fault in general if fault.kind.status >= 500)
     return [*route.errors, *(fault for fault in general if fault not in route.errors)]
@@ -80,7 +89,13 @@ def document() -> dict[str, Any]:
                     "type": "http",
                     "scheme": "bearer",
                     "description": "A root key of the workspace.",
-                }
+                },
+                "portalSession": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": "portal_session",
+                    "description": "The access token of a portal session; taken as bearer, too.",
+                },
             },
             "schemas": {
                 "Meta": _META,
@@ -110,6 +125,8 @@ def _operation(route: Route) -> dict[str, Any]:
         operation["description"] = f"Needs `{route.permission}`."
     if route.public:
         operation["security"] = []
+    elif route.session:
+        operation["security"] = [{"portalSession": []}, {"rootKey": []}]
     if isinstance(route.request, Archive):
         body = {"content": {route.request.content_type: {"schema": {"type": "string", "format": "binary"}}}}
         operation["requestBody"] = {"required": True, **body}
@@ -125,9 +142,12 @@ def _success(route: Route) -> dict[str, Any]:
         "properties": {"meta": _ref("Meta")},
         "required": ["meta"],
     }
-    if route.response is not None:
+    if route.response is not None and route.wrapped:
         schema["properties"]["data"] = route.response
         schema["required"].append("data")
+    elif route.response is not None:
+        schema["properties"] |= route.response["properties"]
+        schema["required"] += route.response["required"]
     if route.paginated:
         schema["properties"]["pagination"] = _ref("Pagination")
         schema["required"].append("pagination")

@@ -23,6 +23,7 @@ from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.http.request import UnreadablePostError
 
+from apps.keys.portals import authenticate_session
 from apps.vault.errors import VaultUnavailable
 from apps.workspaces.services import authenticate_root_key
 from unkey import clock, errors, ids
@@ -126,7 +127,7 @@ class Rpc:
         upload: Path | None = None
         try:
             body: dict[str, Any] = {}
-            faults = [] if route.public else _header_faults(request)
+            faults = [] if route.public or route.session else _header_faults(request)
             if isinstance(route.request, Archive):
                 # A body of this size is read only for somebody who may send it.
                 _refuse(faults)
@@ -134,7 +135,7 @@ class Rpc:
             elif route.checker:
                 body = _json_body(request, route, faults)
             _refuse(faults)
-            principal = _NOBODY if route.public else self._principal(request, headers)
+            principal = _NOBODY if route.public else self._principal(route, request, headers)
             with workspace_scope(principal.workspace_id):
                 remote_ip = from_headers(request.META)
                 call = Call(
@@ -159,16 +160,32 @@ class Rpc:
             if upload is not None:
                 upload.unlink(missing_ok=True)
 
-    def _principal(self, request: HttpRequest, headers: dict[str, str]) -> Principal:
-        found = _BEARER.match(request.META["HTTP_AUTHORIZATION"].strip())
-        if not found:
-            raise errors.AuthenticationMalformed("The Authorization header must read 'Bearer <root key>'.")
-        principal = authenticate_root_key(found[1])
+    def _principal(self, route: Route, request: HttpRequest, headers: dict[str, str]) -> Principal:
+        principal = _of_session(request) if route.session else _of_root_key(request)
         structlog.contextvars.bind_contextvars(workspace_id=principal.workspace_id, subject=principal.id)
         request.workspace_id = principal.workspace_id  # type: ignore[attr-defined]
         if principal.requests_per_minute is not None:
             headers.update(self.limit.check(principal.workspace_id, principal.requests_per_minute))
         return principal
+
+
+def _of_root_key(request: HttpRequest) -> Principal:
+    found = _BEARER.match(request.META["HTTP_AUTHORIZATION"].strip())
+    if not found:
+        raise errors.AuthenticationMalformed("The Authorization header must read 'Bearer <root key>'.")
+    return authenticate_root_key(found[1])
+
+
+def _of_session(request: HttpRequest) -> Principal:
+    """Return who a portal's access token speaks for: of the cookie, or of a program that sends it as bearer."""
+    found = _BEARER.match(request.META.get("HTTP_AUTHORIZATION", "").strip())
+    token = found[1] if found else request.COOKIES.get("portal_session", "")
+    if not token:
+        raise errors.PortalTokenMissing("Send the portal's access token as the cookie portal_session.")
+    if not found and not request.content_type:
+        # What a foreign page can send with the cookie and without being asked first, it sends without a type.
+        _refuse([Violation("Content-Type must be application/json", "header.Content-Type")])
+    return authenticate_session(token)
 
 
 def _handled(route: Route, call: Call) -> Any:
@@ -347,6 +364,8 @@ def _envelope(route: Route, request_id: str, answer: Any, headers: Mapping[str, 
         content["pagination"] = {"hasMore": answer.cursor is not None}
         if answer.cursor is not None:
             content["pagination"]["cursor"] = answer.cursor
+    elif not route.wrapped:
+        content.update(answer)
     elif route.response is not None:
         content["data"] = answer
     return _respond(content, route.status, "application/json", headers)

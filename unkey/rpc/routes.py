@@ -61,6 +61,8 @@ class Route:
         method: HTTP method.
         status: HTTP status of success.
         public: neither authenticated nor limited.
+        session: authenticated by a portal session, whose permissions are its scopes, instead of a root key.
+        wrapped: whether the answer stands in `data`; else its fields stand beside `meta`.
         paginated: the answer carries `pagination`.
         errors: faults that the operation itself raises, for the OpenAPI document.
         summary: the first line of the handler's docstring.
@@ -74,6 +76,8 @@ class Route:
     method: Literal["GET", "POST"] = "POST"
     status: int = 200
     public: bool = False
+    session: bool = False
+    wrapped: bool = True
     paginated: bool = False
     errors: tuple[type[Fault], ...] = ()
     summary: str = ""
@@ -98,6 +102,8 @@ def route(
     method: Literal["GET", "POST"] = "POST",
     status: int = 200,
     public: bool = False,
+    session: bool = False,
+    wrapped: bool = True,
     paginated: bool = False,
     errors: Sequence[type[Fault]] = (),
 ) -> Callable[[Handler], Handler]:
@@ -121,6 +127,8 @@ def route(
             method=method,
             status=status,
             public=public,
+            session=session,
+            wrapped=wrapped,
             paginated=paginated,
             errors=tuple(errors),
             summary=(handler.__doc__ or "").strip().partition("\n")[0],

@@ -7,7 +7,6 @@ is declared as a route is answered by its route and leaves this table.
 from unkey import errors
 
 _DOMAINS = "Custom domains are not served yet; every deployment has generated host names."
-_PORTAL = "The customer portal is not served yet; manage keys of customers by keys.* and apis.listKeys."
 _DEPLOY = "Use deployments.{}, which replaces it."
 _GITHUB = "GitHub is not connected to this installation; deploy an image or a source folder."
 _BUILD_LOGS = "Builds leave no log of their own yet; deployments.listSteps says what they did."
@@ -22,17 +21,6 @@ WAITING: dict[str, str] = {
     "domains.listDomains": _DOMAINS,
     "domains.verifyDomain": _DOMAINS,
     "github.installApp": _GITHUB,
-    "portal.createPortal": _PORTAL,
-    "portal.createSession": _PORTAL,
-    "portal.deletePortal": _PORTAL,
-    "portal.exchangeCode": _PORTAL,
-    "portal.getPortal": _PORTAL,
-    "portal.getVerifications": _PORTAL,
-    "portal.listKeys": _PORTAL,
-    "portal.listSessions": _PORTAL,
-    "portal.rerollKey": _PORTAL,
-    "portal.revokeSession": _PORTAL,
-    "portal.updatePortal": _PORTAL,
 }
 """Operation to what it waits for, and what to do meanwhile."""
 

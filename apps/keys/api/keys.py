@@ -170,6 +170,9 @@ def delete_api(call: Call) -> JSON:
     return {}
 
 
+READ_LISTED_KEYS = (T("api.{api}.read_key") & T("api.{api}.read_api")) | (
+    U("keyspaces/{keyspace}/keys/*#read_key") & U("keyspaces/{keyspace}#read_keyspace")
+)
 DECRYPT_KEYS = T("api.{api}.decrypt_key") | U("keyspaces/{keyspace}/keys/*#decrypt_key")
 
 
@@ -186,8 +189,7 @@ DECRYPT_KEYS = T("api.{api}.decrypt_key") | U("keyspaces/{keyspace}/keys/*#decry
         }
     ),
     response=array(KEY, most=100),
-    permission=(T("api.{api}.read_key") & T("api.{api}.read_api"))
-    | (U("keyspaces/{keyspace}/keys/*#read_key") & U("keyspaces/{keyspace}#read_keyspace")),
+    permission=READ_LISTED_KEYS,
     paginated=True,
     errors=[errors.ApiNotFound, errors.PreconditionFailed],
 )
@@ -203,7 +205,7 @@ def list_keys(call: Call) -> Page:
     if "externalId" in call.body:
         keys = keys.filter(identity__external_id=call.body["externalId"], identity__deleted_at=None)
     return paginate(
-        queries.shown(keys), call.body, lambda rows: _show_keys(rows, decrypt=call.body["decrypt"])
+        queries.shown(keys), call.body, lambda rows: show_keys(rows, decrypt=call.body["decrypt"])
     )
 
 
@@ -657,10 +659,16 @@ def _changed_credits(body: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _show_key(key: Key, *, decrypt: bool = False) -> dict[str, Any]:
-    return _show_keys(queries.shown(queries.live_keys()).filter(pk=key.pk), decrypt=decrypt)[0]
+    return show_keys(queries.shown(queries.live_keys()).filter(pk=key.pk), decrypt=decrypt)[0]
 
 
-def _show_keys(keys: Iterable[Key], *, decrypt: bool = False) -> list[dict[str, Any]]:
+def show_keys(keys: Iterable[Key], *, decrypt: bool = False) -> list[dict[str, Any]]:
+    """Return keys as answers hold them.
+
+    Args:
+        keys: with everything at hand that `queries.shown` fetches.
+        decrypt: with the texts of those that are recoverable.
+    """
     rows = list(keys)
     balances = queries.balances(rows)
     return [_shown(key, balances, decrypt=decrypt) for key in rows]

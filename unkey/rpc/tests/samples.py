@@ -12,7 +12,11 @@ SAMPLES = {
     r"^[a-zA-Z0-9_.-]+$": "a",
     r"^[A-Za-z_][A-Za-z0-9_]*$": "A",
     r"\S": "a",
+    r"^[a-z0-9]+(-[a-z0-9]+)*$": "a",
     # Patterns whose texts cannot be made longer by repetition.
+    r"^https://\S+$": "https://a.example",
+    r"^https?://\S+$": "http://a.example",
+    r"^#[0-9a-fA-F]{6}$": "#1a7f4b",
     r"^(/[\w\-]+)+(\.[\w]+)?$": "/health",
     r"^[A-Za-z0-9._-]+/[A-Za-z0-9._-]+$": "acme/web",
 }

@@ -25,6 +25,8 @@ def model_of(operation: str) -> type:
         wanted = f"{kind[name]}ErrorResponse"
         module = importlib.import_module(f"unkey.py.errors.{wanted.lower()}")
         return getattr(module, f"{wanted}Data")
+    if (group, name) == ("portal", "rerollKey"):
+        group = "keys"  # the SDK has one model for both
     wanted = f"v2{group}{name}responsebody".lower()
     module = importlib.import_module(f"unkey.py.models.{wanted}")
     return next(getattr(module, found) for found in dir(module) if found.lower() == wanted)

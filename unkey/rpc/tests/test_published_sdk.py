@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from django.apps import apps
 
 from apps.deployments.tests.conftest import Platform
 from apps.workflows.sweeper import drain
+from unkey import clock
+from unkey.env import env
 from unkey.rpc.routes import routes
 from unkey.rpc.testing import Tenant
 from unkey.tenancy import unscoped
@@ -133,6 +136,32 @@ def _keys(call: Recorder) -> str:
     return str(api)
 
 
+def _portals(call: Recorder, api: str) -> None:
+    with unscoped("test"):
+        space = apps.get_model("keys", "Api").objects.get(pk=api).key_space_id
+    key = call.tenant("keys.createKey", {"apiId": api, "externalId": "customer-9"})["keyId"]
+    look = {"logoUrl": "https://a.example/logo.svg", "primaryColor": "#1a7f4b"}
+    made = {"slug": "keys", "displayName": "Your keys", "keyspaceId": space, **look}
+    call("portal.createPortal", made)
+    portal = {"portal": "keys"}
+    call("portal.getPortal", portal)
+    call("portal.updatePortal", {**portal, "displayName": "Keys", "logoUrl": None})
+    user = {**portal, "externalId": "customer-9"}
+    scopes = ["keys:read", "keys:reroll", "analytics:read"]
+    url = call("portal.createSession", {**user, "scopes": scopes})["url"]
+    code = {"code": url.partition("?code=")[2]}
+    token = call("portal.exchangeCode", code)["accessToken"]
+    call("portal.listSessions", portal)
+    session = Recorder(replace(call.tenant, root_key=token))
+    session("portal.listKeys", {})
+    session("portal.rerollKey", {"keyId": key, "expiration": 0})
+    now = clock.now_ms()
+    session("portal.getVerifications", {"startTime": now - 3_600_000, "endTime": now})
+    call.answers += session.answers
+    call("portal.revokeSession", user)
+    call("portal.deletePortal", portal)
+
+
 def _identities(call: Recorder) -> None:
     limits = [{"name": "requests", "limit": 3, "duration": 60_000, "autoApply": True}]
     named = {"identity": "customer-2"}
@@ -249,9 +278,13 @@ def _without_more(answer: Any) -> Any:
     return answer
 
 
-def test_every_answer_is_read_wholly_by_the_published_models(tenant: Tenant) -> None:
+def test_every_answer_is_read_wholly_by_the_published_models(
+    tenant: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(env._values, "PORTAL_URL", "https://portal.example")
     call = Recorder(tenant)
     api = _keys(call)
+    _portals(call, api)
     _identities(call)
     _permissions(call)
     _ratelimits(call)
