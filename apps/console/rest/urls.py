@@ -3,7 +3,17 @@
 from django.urls import URLPattern, include, path, re_path
 from drf_spectacular.views import SpectacularSwaggerView
 
-from apps.console.rest import deployments, document, events, keys, people, platform, problems, projects
+from apps.console.rest import (
+    deployments,
+    document,
+    events,
+    keys,
+    people,
+    platform,
+    problems,
+    projects,
+    ratelimits,
+)
 from apps.console.rest.access import WorkspaceView
 
 _ENVIRONMENT = "projects/<str:project>/apps/<str:app>/environments/<str:environment>"
@@ -73,6 +83,9 @@ api = [
     _workspace("permissions/<str:permission>", keys.PermissionDetail),
     _workspace("roles", keys.Roles),
     _workspace("roles/<str:role>", keys.RoleDetail),
+    _workspace("ratelimits", ratelimits.Namespaces),
+    _workspace("ratelimits/<str:namespace>", ratelimits.NamespaceDetail),
+    _workspace("ratelimits/<str:namespace>/overrides", ratelimits.Overrides),
     _workspace("root-keys", keys.RootKeys),
     _workspace("root-keys/<str:root_key>", keys.RootKeyDetail),
     _workspace("root-keys/<str:root_key>/reroll", keys.RootKeyReroll),

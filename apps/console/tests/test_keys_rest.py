@@ -146,3 +146,19 @@ def test_a_list_of_keys_costs_the_same_whatever_its_length(
         admin("POST", f"apis/{made['api']}/keys", body)
     with django_assert_max_num_queries(16):
         assert len(admin("GET", f"apis/{made['api']}/keys")["items"]) == 7
+
+
+def test_overrides_of_a_namespace_hold_for_the_limits_in_it(tenant: Tenant, admin: Caller) -> None:
+    made = admin("POST", "ratelimits", {"name": "logins"})
+    at = f"ratelimits/{made['id']}"
+    limit = {"namespace": "logins", "identifier": "ada", "limit": 5, "duration": 60_000}
+    assert tenant("ratelimit.limit", limit)["success"] is True
+    override = admin("PUT", f"{at}/overrides", {"identifier": "ada", "limit": 0, "duration": 60_000})
+    assert admin("GET", f"{at}/overrides") == {"items": [override], "nextCursor": None}
+    assert tenant("ratelimit.limit", limit)["success"] is False
+    admin("DELETE", f"{at}/overrides", {"identifier": "ada"})
+    assert tenant("ratelimit.limit", limit)["success"] is True
+    assert admin("PATCH", at, {"name": "sign-ins"})["name"] == "sign-ins"
+    assert [row["id"] for row in admin("GET", "ratelimits?search=SIGN")["items"]] == [made["id"]]
+    admin("DELETE", at)
+    admin.refused("GET", at, status=404)

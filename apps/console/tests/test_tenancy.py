@@ -20,6 +20,7 @@ from apps.console.rest.deployments import ActionView
 from apps.console.tests.conftest import Caller, Join
 from apps.console.tests.endpoints import Endpoint, endpoints
 from apps.deployments.tests.conftest import Platform
+from apps.ratelimits.models import Namespace
 from apps.workflows.models import WorkflowRun
 from apps.workspaces import roles
 from apps.workspaces.models import Membership, PersonalToken
@@ -47,6 +48,10 @@ BODIES: dict[str, Any] = {
     "POST permissions": {"name": "Other", "slug": "other"},
     "POST roles": {"name": "other"},
     "PUT roles/<str:role>": {"permissions": ["other"]},
+    "POST ratelimits": {"name": "other"},
+    "PATCH ratelimits/<str:namespace>": {"name": "other"},
+    "PUT ratelimits/<str:namespace>/overrides": {"identifier": "ada", "limit": 0, "duration": 1000},
+    "DELETE ratelimits/<str:namespace>/overrides": {"identifier": "ada"},
     "POST root-keys": {"permissions": []},
     "PATCH root-keys/<str:root_key>": {"enabled": False},
     "POST root-keys/<str:root_key>/reroll": {"expiration": 0},
@@ -139,8 +144,14 @@ def _account(tenant: Tenant) -> dict[str, str]:
     """Make one of each thing of the API product, and return them by their names in addresses."""
     api = tenant("apis.createApi", {"name": "payments"})["apiId"]
     key = tenant("keys.createKey", {"apiId": api, "credits": {"remaining": 3}})["keyId"]
+    limit = {"namespace": "logins", "identifier": "ada", "limit": 5, "duration": 60_000}
+    tenant("ratelimit.limit", limit)
+    tenant("ratelimit.setOverride", limit)
+    with workspace_scope(tenant.workspace.id):
+        namespace = Namespace.objects.get().pk
     return {
         "api": api,
+        "namespace": namespace,
         "api_key": key,
         "identity": tenant("identities.createIdentity", {"externalId": "ada"})["identityId"],
         "permission": tenant("permissions.createPermission", {"name": "Read", "slug": "read"})[
