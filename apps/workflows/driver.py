@@ -12,7 +12,7 @@ from apps.workflows import outside, wakeups
 from apps.workflows.counters import counters
 from apps.workflows.group import Crew, Done, Group
 from apps.workflows.models import WorkflowRun
-from apps.workflows.transactions import ATTEMPTS, in_transaction, is_away
+from apps.workflows.transactions import ATTEMPTS, in_transaction, is_away, waited_in_vain
 from apps.workflows.turns import Outcome, Raised, Task
 from unkey import clock
 from unkey.sharing import OutOfOrder
@@ -49,6 +49,10 @@ def commit(
         except Exception as error:
             if is_away(error):
                 raise
+            if waited_in_vain(error):  # each by itself: halved, they would all wait again and again
+                everything = [*keys, *(outcome.task.key for outcome in outcomes)]
+                yield Done(covered=everything, alone=list(keys), later_alone=list(outcomes))
+                return
             log.debug("workflow group divided", keys=len(keys), outcomes=len(outcomes), error=repr(error))
         else:
             yield done

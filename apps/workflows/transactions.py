@@ -38,6 +38,11 @@ def is_contention(error: BaseException | None) -> bool:
     return False
 
 
+def waited_in_vain(error: BaseException) -> bool:
+    """Say whether MariaDB gave up waiting for a lock (ER_LOCK_WAIT_TIMEOUT, by default after 50 s)."""
+    return isinstance(error, OperationalError) and error.args[:1] == (1205,)
+
+
 def is_away(error: BaseException) -> bool:
     """Say whether an error means that the database cannot be reached at the moment."""
     if not isinstance(error, OperationalError | InterfaceError):

@@ -293,6 +293,20 @@ class Hangs(Workflow):
     steps = (hanging,)
 
 
+@step(retry=Retry(attempts=1))
+def lock_row(run: Run) -> JSON:
+    Group.objects.select_for_update().filter(name=run.input["row"]).first()
+    effect(f"{run.input['name']}.locked")
+    return None
+
+
+class Locks(Workflow):
+    """Its step locks a row that others may hold."""
+
+    service, key = "test-locks", "k"
+    steps = (lock_row,)
+
+
 def leave_open(run: Run) -> Any:
     transaction.atomic().__enter__()
     Group.objects.create(name="never committed")

@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
+from django.contrib.auth.models import Group
 from django.db import connection, connections, transaction
+from django.db.models import QuerySet
 
 from apps.workflows.driver import commit
 from apps.workflows.engine import State, WorkflowRun, start
@@ -86,14 +89,14 @@ def test_parts_whose_locks_are_out_of_order_together_run_apart_and_no_attempt_is
 
 
 @contextmanager
-def locked_elsewhere(key: str) -> Iterator[None]:
-    """Let another connection hold a key's row; SQLite has no locks of rows, there nothing is held."""
+def locked_elsewhere(rows: QuerySet[Any]) -> Iterator[None]:
+    """Let another connection hold rows; SQLite has no locks of rows, there nothing is held."""
     locked, enough = threading.Event(), threading.Event()
 
     def hold() -> None:
         try:
             with transaction.atomic():
-                WorkflowKey.objects.select_for_update().get(key=key)
+                list(rows.select_for_update())
                 locked.set()
                 enough.wait()
         finally:
@@ -119,7 +122,7 @@ def test_an_outcome_whose_key_is_locked_keeps_no_other_from_being_recorded(tmp_p
     runs = [start(flows.Overlaps, {"k": name, "room": str(tmp_path)}) for name in "ab"]
     tasks = [task for done in moved(together, runs) for task in done.launches]
     assert len(tasks) == 2
-    with locked_elsewhere(runs[0].key):
+    with locked_elsewhere(WorkflowKey.objects.filter(key=runs[0].key)):
         done = list(commit(together, [], [Returned(task, None) for task in tasks]))
         runs[1].refresh_from_db()
         assert runs[1].step_index == 1
@@ -129,6 +132,29 @@ def test_an_outcome_whose_key_is_locked_keeps_no_other_from_being_recorded(tmp_p
     for run in runs:
         run.refresh_from_db()
     assert [(run.step_index, run.journal.count()) for run in runs] == [(1, 1), (1, 1)]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_part_that_waits_for_a_lock_in_vain_makes_the_others_of_its_group_wait_once() -> None:
+    together = crew()
+    together.pace.took("test-locks", "lock_row", 0.001)
+    Group.objects.create(name="held")
+    names = [("a", "free"), ("b", "held"), ("c", "free")]
+    runs = [start(flows.Locks, {"k": name, "name": name, "row": row}) for name, row in names]
+    if connection.vendor == "mysql":
+        with connection.cursor() as cursor:
+            cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
+    with locked_elsewhere(Group.objects.filter(name="held")):
+        first = list(commit(together, [run.key for run in runs], []))
+        for key in [key for done in first for key in done.alone if key != runs[1].key]:
+            list(commit(together, [key], []))
+        for run in (runs[0], runs[2]):
+            run.refresh_from_db()
+            assert run.state == State.SUCCEEDED
+    assert len(first) == 1
+    list(commit(together, [runs[1].key], []))
+    assert sorted(flows.effects()) == ["a.locked", "b.locked", "c.locked", "held"]
+    connection.close()
 
 
 @pytest.mark.django_db(transaction=True)
