@@ -84,10 +84,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=place)
 
 
+def migrated(system: System, schema: Path) -> None:
+    """Let a system begin with a database that has the schema."""
+    system.var.mkdir(mode=0o700)
+    shutil.copyfile(schema, system.var / "unkey.sqlite3")
+
+
 @pytest.fixture(scope="session")
-def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+def system(tmp_path_factory: pytest.TempPathFactory, schema: Path) -> Iterator[System]:
     """The running platform that modules share; its previews sleep soon, and its edge waits long for them."""
     running = System(tmp_path_factory.mktemp("unkey") / "var")
+    migrated(running, schema)
     running.environ |= {
         "PORTS": "auto",
         "LOG_LEVEL": "info",

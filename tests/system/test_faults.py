@@ -25,7 +25,7 @@ import psutil
 import pytest
 
 from scripts.demo import PYTHON, ROOT, DemoFailed, Platform, System, Visitor
-from tests.system.conftest import Deployed
+from tests.system.conftest import Deployed, migrated
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(180)]
 
@@ -141,9 +141,10 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
 
 
 @pytest.fixture(scope="module")
-def system(disk: Disk) -> Iterator[System]:
+def system(disk: Disk, schema: Path) -> Iterator[System]:
     """A running platform that gives up early, with a small disk."""
     running = System(disk.folder / "var")
+    migrated(running, schema)
     running.environ |= {
         "PORTS": "auto",
         "AGENT_START_DEADLINE_SECONDS": "3",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -137,8 +138,11 @@ def test_everything_starts_survives_kills_and_leaves_nothing_behind(up: Callable
 
 
 def test_systems_run_side_by_side_down_stops_its_own_and_nothing_outlives_a_killed_up(
-    tmp_path: Path, up: Callable[..., System]
+    tmp_path: Path, up: Callable[..., System], schema: Path
 ) -> None:
+    for name in ("var", "other"):
+        (tmp_path / name).mkdir(mode=0o700)
+        shutil.copyfile(schema, tmp_path / name / "unkey.sqlite3")
     one = up("--only", "web,worker").ready()
     two = System(tmp_path / "other", "--only", "web")
     try:
