@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("verify", "limit", "proxy", "workflow", "recover", "deploy", "switch", "feed")
+BENCHMARKS = ("verify", "limit", "revocation", "proxy", "workflow", "recover", "deploy", "switch", "feed")
 
 
 def main() -> int:

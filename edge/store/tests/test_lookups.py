@@ -15,7 +15,6 @@ from edge.store.records import Absence
 from edge.verify.verifier import digest_of
 from unkey.errors import Fault, ServiceUnavailable
 
-
 BUSY = ServiceUnavailable("").kind.status
 
 
