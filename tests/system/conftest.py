@@ -95,6 +95,8 @@ def system(tmp_path_factory: pytest.TempPathFactory, schema: Path) -> Iterator[S
     """The running platform that modules share; its previews sleep soon, and its edge waits long for them."""
     running = System(tmp_path_factory.mktemp("unkey") / "var")
     migrated(running, schema)
+    # It runs beside those that have `make test-services`'s database to themselves.
+    running.environ.pop("DATABASE_URL", None)
     running.environ |= {
         "PORTS": "auto",
         "LOG_LEVEL": "info",
