@@ -284,7 +284,10 @@ def _await(
     if why:
         terminal.error(f"{verb} of {target} failed", why.splitlines())
         return FAILED
-    terminal.error(f"{verb} of {target} was accepted but has not happened after {options.timeout:.0f} s")
+    terminal.error(
+        f"{verb} of {target} was accepted but has not happened after {options.timeout:.0f} s",
+        _obstacle(client, target),
+    )
     return TIMED_OUT
 
 
@@ -294,6 +297,12 @@ def _refusal(client: Client, verb: str, target: str) -> str:
     if last.get("kind") != verb or last.get("status") != "failed":
         return ""
     return str(last.get("message") or last.get("code") or "it failed")
+
+
+def _obstacle(client: Client, target: str) -> list[str]:
+    """Return what keeps a request from happening, as far as the platform knows."""
+    said = client.ask("deployments.getLastRequest", {"deploymentId": target}).get("message")
+    return [str(said)] if said else []
 
 
 def _error(why: str) -> dict[str, Any]:
@@ -318,7 +327,10 @@ def _switch(client: Client, verb: str, target: str, options: argparse.Namespace,
         terminal.error(f"{verb} to {target} failed; what was live still is", why.splitlines())
         return FAILED
     if not done:
-        terminal.error(f"{verb} to {target} was accepted but has not happened after {options.timeout:.0f} s")
+        terminal.error(
+            f"{verb} to {target} was accepted but has not happened after {options.timeout:.0f} s",
+            _obstacle(client, target),
+        )
         return TIMED_OUT
     word = "rolled back to" if verb == "rollback" else "promoted"
     terminal.line(f"{terminal.paint('✓', 'green')} {word} {terminal.paint(target, 'bold')} in {took:.2f} s")

@@ -352,9 +352,18 @@ def redeploy_deployment(call: Call) -> JSON:
     errors=[errors.DeploymentNotFound],
 )
 def get_last_request(call: Call) -> JSON:
-    """Say what came of the last rollback, promote or start of a deployment; empty if there was none."""
-    found = queries.last_request(_deployment(call))
-    return _show_request(found) if found is not None else {}
+    """Say what came of the last rollback, promote or start of a deployment; empty if there was none.
+
+    The message says why it failed, or which regions it waits for in vain.
+    """
+    deployment = _deployment(call)
+    found = queries.last_request(deployment)
+    if found is None:
+        return {}
+    shown = _show_request(found)
+    if shown["status"] == "pending" and (gone := queries.readiness(deployment.id).gone):
+        shown["message"] = gone
+    return shown
 
 
 # The OpenAPI documents that deployments served.

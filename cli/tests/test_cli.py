@@ -309,6 +309,24 @@ def test_what_a_deployment_waits_for_is_shown_and_said_again_in_the_end(server: 
     assert f"d_2 is still deploying after 0 s; it goes on without us\n  {why}\n" in done.stderr
 
 
+@pytest.mark.parametrize("verb", ["promote", "start"])
+def test_a_request_that_takes_too_long_says_what_it_waits_for(
+    server: Server, unkey: Unkey, verb: str
+) -> None:
+    why = "No agent has reported from region fra for 2 minutes: have its agent started again."
+    server.answers |= {
+        f"deployments.{verb}Deployment": data({}),
+        "deployments.getDeployment": data(
+            {"isCurrent": False, "status": "deploying", "project": "shop", "app": "default"}
+        ),
+        "apps.getApp": data({"isRolledBack": False}),
+        "deployments.getLastRequest": data({"kind": verb, "status": "pending", "message": why}),
+    }
+    done = unkey(verb, "d_1", "--timeout", "0.2", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert done.returncode == 6
+    assert f"has not happened after 0 s\n  {why}\n" in done.stderr
+
+
 @pytest.mark.parametrize("verb", ["rollback", "promote", "stop"])
 def test_a_switch_outlives_a_moment_without_an_api(server: Server, unkey: Unkey, verb: str) -> None:
     done = {"isCurrent": True, "status": "stopped", "project": "shop", "app": "default"}

@@ -8,6 +8,7 @@ from django.db import transaction
 
 from apps.audit.models import AuditLog
 from apps.cluster.models import Edge
+from apps.cluster.services import agent_heartbeat
 from apps.deployments import desired_state, lifecycle, standby
 from apps.deployments.models import Deployment, ScheduledChange, Topology
 from apps.deployments.tests.conftest import Platform
@@ -198,6 +199,21 @@ def test_a_started_deployment_is_ready_once_every_edge_knows(platform: Platform,
         drain()
     assert state(preview) == ("ready", "running", "running")
     assert platform.tenant("deployments.getLastRequest", {"deploymentId": preview})["status"] == "done"
+
+
+def test_a_start_that_waits_for_an_agent_that_is_gone_says_so(platform: Platform) -> None:
+    preview = platform.deploy("preview")
+    agent_heartbeat("agent-1", region=env.REGION, url="", applied={})
+    platform.tenant("deployments.stopDeployment", {"deploymentId": preview})
+    platform.report_none(preview)
+    platform.tenant("deployments.startDeployment", {"deploymentId": preview})
+    drain()
+    asked = {"deploymentId": preview}
+    assert "message" not in platform.tenant("deployments.getLastRequest", asked)
+    with clock.shifted(2 * MINUTE + SECOND):
+        last = platform.tenant("deployments.getLastRequest", asked)
+    assert (last["kind"], last["status"]) == ("start", "pending")
+    assert last["message"].startswith(f"No agent has reported from region {env.REGION} for 2 minutes: ")
 
 
 def test_an_edge_that_does_not_answer_delays_a_start_for_a_minute(platform: Platform, edge: Edge) -> None:
