@@ -6,6 +6,7 @@ from datetime import timedelta
 import pytest
 
 from apps.audit.models import AuditLog
+from apps.keys.models import Api, Key
 from apps.quota.models import Limits, Usage
 from apps.workspaces.models import RootKey
 from unkey import clock, ids
@@ -256,3 +257,33 @@ def test_usage_is_that_of_the_month_that_is_asked_for(tenant: Tenant) -> None:
     for when in (now + timedelta(days=40), now - timedelta(days=130)):
         body = {"period": {"year": when.year, "month": when.month}}
         assert tenant.refused("workspace.getUsage", body, 400)["errors"][0]["location"] == "body.period"
+
+
+def test_a_root_key_can_be_held_to_one_key_space(tenant: Tenant) -> None:
+    mine, other = (tenant("apis.createApi", {"name": name})["apiId"] for name in ("mine", "other"))
+    spaces = dict(Api.objects.unscoped("test").values_list("pk", "key_space_id"))
+    theirs = tenant("keys.createKey", {"apiId": other})["keyId"]
+    space = spaces[mine]
+    limited = granted(tenant, f"keyspaces/{space}#create_key", f"keyspaces/{space}/**#*")
+    key = limited("keys.createKey", {"apiId": mine})["keyId"]
+    limited("keys.updateKey", {"keyId": key, "name": "first"})
+    assert limited("keys.getKey", {"keyId": key})["name"] == "first"
+    assert limited.send("keys.createKey", {"apiId": other}).status == 404
+    for operation in ("keys.getKey", "keys.deleteKey"):
+        assert limited.send(operation, {"keyId": theirs}).status in (403, 404)
+    assert Key.objects.unscoped("test").get(pk=theirs).deleted_at is None
+
+
+def test_a_root_key_can_be_held_to_one_project(tenant: Tenant) -> None:
+    projects = [
+        tenant("projects.createProject", {"name": slug, "slug": slug})["id"] for slug in ("mine", "other")
+    ]
+    grant = f"unkey:v1:{tenant.workspace.id}:projects/{projects[0]}/**#*"
+    limited = tenant.holding(f"project.{projects[0]}.read_project", grant)
+    assert limited("projects.getProject", {"project": "mine"})["id"] == projects[0]
+    limited("apps.createApp", {"project": "mine", "name": "Web", "slug": "web"})
+    assert limited.send("projects.getProject", {"project": "other"}).status in (403, 404)
+    assert limited.send("apps.createApp", {"project": "other", "name": "Web", "slug": "web"}).status in (
+        403,
+        404,
+    )
