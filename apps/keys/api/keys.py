@@ -304,13 +304,18 @@ def migrate_keys(call: Call) -> JSON:
     migrated, failed = imports.import_keys(
         api,
         migration,
-        [_imported(one, f"body.keys[{index}]") for index, one in enumerate(body["keys"])],
+        [imported(one, f"body.keys[{index}]") for index, one in enumerate(body["keys"])],
         actor=call.actor,
     )
     return {"migrated": [{"hash": text, "keyId": key_id} for text, key_id in migrated], "failed": failed}
 
 
-def _imported(body: dict[str, Any], where: str) -> imports.ImportedKey:
+def imported(body: dict[str, Any], where: str) -> imports.ImportedKey:
+    """Return the key of an entry of `keys.migrateKeys`.
+
+    Raises:
+        InvalidInput: its credits or its limits contradict themselves.
+    """
     given = present(
         body, name="name", external_id="externalId", meta="meta", roles="roles", permissions="permissions"
     )

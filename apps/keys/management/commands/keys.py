@@ -13,7 +13,7 @@ from typing import Any, TextIO
 from django.core.management.base import BaseCommand, CommandError
 
 from apps.keys import bulk, imports
-from apps.keys.api.keys import IMPORTED_KEY, _imported
+from apps.keys.api.keys import IMPORTED_KEY, imported
 from apps.keys.models import Api
 from unkey.actors import system
 from unkey.errors import Fault
@@ -120,7 +120,7 @@ def _key_of(entry: bulk.Entry) -> imports.ImportedKey | str:
         if faults:
             return faults[0].message
         body = _ENTRY.complete(body)
-        return replace(_imported(body, "entry"), start=body.get("start", ""))
+        return replace(imported(body, "entry"), start=body.get("start", ""))
     except (bulk.Unreadable, Fault) as fault:
         return str(fault)
 
