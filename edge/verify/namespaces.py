@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable
 
 from edge.store.records import Namespace, Override
 
+_RESOLVED = 20_000
+
 
 class Space:
     """A namespace as a limiter sees it; overrides may be known before the namespace itself is.
@@ -13,7 +15,7 @@ class Space:
         generation: changes with everything that changes here.
     """
 
-    __slots__ = ("_exact", "_known", "_patterns", "generation", "record")
+    __slots__ = ("_exact", "_known", "_patterns", "_resolved", "generation", "record")
 
     def __init__(self, record: Namespace | None = None, overrides: Iterable[Override] = ()) -> None:
         self.record = record
@@ -21,6 +23,8 @@ class Space:
         self._known: dict[str, Override] = {}
         self._exact: dict[str, Override] = {}
         self._patterns: list[tuple[int, str, Callable[[str], bool], Override]] = []
+        # Which pattern matched an identifier of late: a namespace may have thousands of patterns.
+        self._resolved: dict[str, Override | None] = {}
         for override in overrides:
             self.apply(override)
 
@@ -39,6 +43,7 @@ class Space:
             return False
         self._known[override.id] = override
         self.generation += 1
+        self._resolved.clear()
         if known is not None and not known.deleted:
             self._exact.pop(known.identifier, None)
             self._patterns = [entry for entry in self._patterns if entry[1] != known.id]
@@ -63,10 +68,14 @@ class Space:
     def resolve(self, identifier: str) -> Override | None:
         """Return the override for an identifier: of exactly its text, else the oldest pattern that matches."""
         found = self._exact.get(identifier)
-        if found is None:
-            for _, _, matches, override in self._patterns:
-                if matches(identifier):
-                    return override
+        if found is not None or not self._patterns:
+            return found
+        if identifier in self._resolved:
+            return self._resolved[identifier]
+        found = next((entry[3] for entry in self._patterns if entry[2](identifier)), None)
+        if len(self._resolved) >= _RESOLVED:
+            self._resolved.clear()
+        self._resolved[identifier] = found
         return found
 
 

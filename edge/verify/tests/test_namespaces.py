@@ -6,6 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge.store.records import Namespace, Override
+from edge.verify import namespaces
 from edge.verify.namespaces import Space, pattern
 
 TEXT = st.text("ab*\n", max_size=12)
@@ -48,6 +49,7 @@ def test_changes_come_in_any_order_and_the_newest_stays():
     assert space.apply(override("user_*", 5, deleted=True))
     assert space.generation > before
     assert space.resolve("user_1") is None
+    assert space.resolve("user_1") is None
     assert [one.version for one in space.overrides] == [5]
     assert space.apply(override("user_*", 6, limit=6))
     assert found(space, "user_1").limit == 6
@@ -65,3 +67,14 @@ def test_the_very_text_goes_first_then_the_oldest_pattern():
     assert found(space, "axb").id == "rlor_1"
     assert found(space, "ax").id == "rlor_2"
     assert found(space, "x").id == "rlor_*"
+
+
+def test_what_was_found_is_remembered_for_a_bounded_number_of_identifiers(monkeypatch):
+    monkeypatch.setattr(namespaces, "_RESOLVED", 3)
+    space = Space(None, [override("a*", limit=5)])
+    for _ in range(2):
+        assert [space.resolve(f"b{number}") for number in range(9)] == [None] * 9
+        assert found(space, "a1").limit == 5
+    assert len(space._resolved) <= 3
+    space.apply(override("b*", 2, limit=6))
+    assert found(space, "b8").limit == 6
