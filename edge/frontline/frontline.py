@@ -6,7 +6,7 @@ next request, and a request in flight ends where it began.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from edge.frontline.jwks import KeySets
@@ -19,8 +19,9 @@ from edge.http.upstream import Pool
 from edge.sentinel.decision import Allow, Decision, Refuse
 from edge.sentinel.engine import Engine, compile_policies
 from edge.sentinel.jwtauth import OpenKeys
-from edge.sentinel.keyauth import Verify
+from edge.sentinel.keyauth import Note, Verify
 from edge.verify.limiter import Limiter
+from edge.verify.steps import Subject
 from unkey.errors import (
     ConfigNotFound,
     DeploymentOffline,
@@ -78,6 +79,7 @@ class Frontline:
         hold_most: how many such requests are held at once.
         nearest: the other regions by their distance from each region, where that is configured.
         open_keys: where key sets of tokens are fetched; None: from public addresses.
+        note_use: is told each verification of a key, last the app; None: nobody is.
 
     Attributes:
         used: deployments that requests were sent to; whoever reports them empties it.
@@ -99,6 +101,7 @@ class Frontline:
         hold_most: int = 500,
         open_keys: OpenKeys | None = None,
         nearest: Mapping[str, tuple[str, ...]] | None = None,
+        note_use: Callable[[Subject, str, int, str], object] | None = None,
     ) -> None:
         self.used: set[str] = set()
         self.refusals: dict[str, int] = {}
@@ -112,6 +115,8 @@ class Frontline:
         self._redirect_port = redirect_port
         self._lines = f"X-Unkey-Frontline-Id: {edge_id}\r\nX-Unkey-Region: {region}\r\n".encode()
         self._gates: dict[str, Gate] = {}
+        self._apps: dict[str, str] = {}
+        self._note_use = note_use
         self._deciding: set[asyncio.Task[None]] = set()
         self.waker = Waker(
             self._doze,
@@ -137,6 +142,7 @@ class Frontline:
         route = self._store.route(request.host)
         if route is None or route.deleted:
             return self._refuse(request, ConfigNotFound(f"No app answers to {request.host}."))
+        self._apps[route.deployment_id] = route.app_id
         gate = self._gates.get(route.deployment_id) or self._gate(route.deployment_id)
         if gate.refusal is not None:
             return self._refuse(request, gate.refusal)
@@ -200,6 +206,7 @@ class Frontline:
         """Put together what stands before a deployment, and remember it until something changes."""
         if len(self._gates) >= _REMEMBERED:
             self._gates.clear()
+            self._apps.clear()
         sentinel = self._store.sentinel(deployment_id)
         running: dict[str, list[str]] = {}
         for instance in self._store.instances(deployment_id):
@@ -231,9 +238,16 @@ class Frontline:
                 verifier=self._verifier,
                 limiter=self._limiter,
                 open_keys=self._open_keys,
+                note=self._note_for(deployment_id),
             )
         gate = self._gates[deployment_id] = Gate(deployment_id, engine, addresses, refusal, doze)
         return gate
+
+    def _note_for(self, deployment_id: str) -> Note | None:
+        told = self._note_use
+        if told is None:
+            return None
+        return lambda subject, code, spent: told(subject, code, spent, self._apps.get(deployment_id, ""))
 
     def _doze(self, deployment_id: str) -> Doze:
         return (self._gates.get(deployment_id) or self._gate(deployment_id)).doze
@@ -242,4 +256,5 @@ class Frontline:
         if stream in ("sentinels", "instances"):
             for record in records:
                 self._gates.pop(record.deployment_id, None)
+                self._apps.pop(record.deployment_id, None)
                 self.waker.changed(record.deployment_id)

@@ -78,6 +78,7 @@ class Edge:
                 hold_most=env.EDGE_WAKE_REQUESTS,
                 nearest=env.NEAREST_REGIONS,
                 open_keys=KeySets(private=env.EDGE_JWKS_PRIVATE).open,
+                note_use=self.verifier.note_use,
             )
             self.store.report_use_of(frontline.used, self._addresses_in_use)
             noted = None

@@ -13,7 +13,7 @@ from edge.sentinel.basicauth import BasicAuth
 from edge.sentinel.decision import Allow, Call, Decision, Refuse, Rule, State, Unsupported
 from edge.sentinel.iprules import IpRules
 from edge.sentinel.jwtauth import JwtAuth, OpenKeys, StaticKeys
-from edge.sentinel.keyauth import Keyauth, Verify
+from edge.sentinel.keyauth import Keyauth, Note, Verify
 from edge.sentinel.match import Condition, compile_match
 from edge.sentinel.ratelimit import Ratelimit
 from edge.verify.limiter import Limiter
@@ -97,7 +97,13 @@ def _refusal(fault: Fault, state: State) -> Refuse:
 
 
 def compile_policies(
-    policies: Sequence[Any], *, workspace_id: str, verifier: Verify, limiter: Limiter, open_keys: OpenKeys
+    policies: Sequence[Any],
+    *,
+    workspace_id: str,
+    verifier: Verify,
+    limiter: Limiter,
+    open_keys: OpenKeys,
+    note: Note | None = None,
 ) -> Engine:
     """Compile what `gateway.setPolicies` stored; policies that are not enabled are left out.
 
@@ -107,6 +113,7 @@ def compile_policies(
         verifier: finds and verifies API keys.
         limiter: holds the counters.
         open_keys: where the key sets of tokens are fetched.
+        note: is told each verification of a key; None: nobody is.
     """
     compiled = []
     for policy in policies:
@@ -115,7 +122,7 @@ def compile_policies(
         if policy.get("enabled") is not True:
             continue
         try:
-            rule = _rule(policy, workspace_id, verifier, limiter, open_keys)
+            rule = _rule(policy, workspace_id, verifier, limiter, open_keys, note)
             if rule is not None:
                 compiled.append(_Policy(compile_match(policy.get("match")), rule))
         except Unsupported as error:
@@ -140,7 +147,12 @@ _OF_A_REQUEST: dict[str, Callable[[Any, OpenKeys], Rule]] = {
 
 
 def _rule(
-    policy: dict[str, Any], workspace_id: str, verifier: Verify, limiter: Limiter, open_keys: OpenKeys
+    policy: dict[str, Any],
+    workspace_id: str,
+    verifier: Verify,
+    limiter: Limiter,
+    open_keys: OpenKeys,
+    note: Note | None,
 ) -> Rule | None:
     kinds = [kind for kind, body in policy.items() if kind not in _DESCRIPTION and body is not None]
     if len(kinds) != 1:
@@ -150,7 +162,7 @@ def _rule(
     if not isinstance(body, dict):
         raise Unsupported(f"{kind} is not an object")
     if kind == "keyauth":
-        return Keyauth(body, verifier)
+        return Keyauth(body, verifier, note)
     if kind in _OF_A_REQUEST:
         return _OF_A_REQUEST[kind](body, open_keys)
     if kind == "ratelimit":

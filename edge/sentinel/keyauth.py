@@ -1,7 +1,7 @@
 """The keyauth policy: an API key, taken from the request, must verify (reference, api.md 6.7 and 6.8)."""
 
 import hashlib
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from math import inf
 from typing import Any, Protocol, cast
 
@@ -60,19 +60,25 @@ class Verify(Protocol):
         """Verify it; awaitable if credits must be leased first."""
 
 
+Note = Callable[[Subject, str, int], object]
+"""Told each verification: the key, the outcome, and the credits spent."""
+
+
 class Keyauth:
     """A compiled keyauth policy.
 
     Args:
         body: the policy's `keyauth`.
         verifier: finds and verifies keys.
+        note: is told each verification; None: nobody is.
 
     Raises:
         Unsupported: the policy cannot be evaluated.
     """
 
-    def __init__(self, body: Mapping[str, Any], verifier: Verify) -> None:
+    def __init__(self, body: Mapping[str, Any], verifier: Verify, note: Note | None = None) -> None:
         self._verifier = verifier
+        self._note = note
         spaces = field(body, "keyspaces") or field(body, "keySpaceIds") or []
         if not isinstance(spaces, list) or not spaces or not all(isinstance(each, str) for each in spaces):
             raise Unsupported("keyauth names no key space")
@@ -85,7 +91,7 @@ class Keyauth:
             raise Unsupported("keyauth credits are not a count")
         self._credits: int | None = credits
         self._principals: dict[Subject, tuple[dict[str, Any], bytes]] = {}
-        self._admitted: dict[bytes, tuple[int, float, tuple[dict[str, Any], bytes]]] = {}
+        self._admitted: dict[bytes, tuple[int, float, tuple[dict[str, Any], bytes], Subject]] = {}
 
     def apply(self, call: Call, state: State) -> Fault | Awaitable[Fault | None] | None:
         """Verify the request's key; nothing to do where an earlier policy has established who calls."""
@@ -101,6 +107,8 @@ class Keyauth:
         admitted = self._admitted.get(digest)
         if admitted is not None and admitted[0] == self._verifier.epoch and clock.now_ms() <= admitted[1]:
             state.principal, state.request_lines = admitted[2]
+            if self._note is not None:
+                self._note(admitted[3], VALID, 0)
             return None
         epoch = self._verifier.epoch
         subject = self._verifier.find(text)
@@ -112,7 +120,7 @@ class Keyauth:
                 if len(self._admitted) >= _REMEMBERED:
                     self._admitted.clear()
                 expires_at = inf if subject.key.expires_at is None else subject.key.expires_at
-                self._admitted[digest] = epoch, expires_at, (state.principal, state.request_lines)
+                self._admitted[digest] = epoch, expires_at, (state.principal, state.request_lines), subject
             return outcome
         return self._find_later(subject, state)
 
@@ -155,6 +163,8 @@ class Keyauth:
             )
 
     def _judge(self, verdict: Verdict, state: State) -> Fault | None:
+        if self._note is not None:
+            self._note(verdict.subject, verdict.code, verdict.spent)
         for counted in verdict.counted:
             limit = counted.applied.limit.limit
             state.rated(Rate(counted.exceeded, limit, counted.remaining, counted.reset))

@@ -1,5 +1,7 @@
 """The part of an event that is the same each time, as text of its row: made once, kept by who records."""
 
+from typing import Literal
+
 import msgspec
 
 _encode = msgspec.json.encode
@@ -17,6 +19,6 @@ def ratelimit_facts(workspace_id: str, namespace_id: str, identifier: str) -> by
     return _encode([workspace_id, namespace_id, identifier])[1:-1]
 
 
-def source_facts(app_id: str = "") -> bytes:
-    """Return the columns that say who asked for a verification: the API, or the gateway before an app."""
-    return _encode(["gateway" if app_id else "api", app_id])[1:-1]
+def source_facts(source: Literal["api", "gateway"], app_id: str = "") -> bytes:
+    """Return the columns that say who asked for a verification: a caller of the API, or the gateway before an app."""
+    return _encode([source, app_id])[1:-1]

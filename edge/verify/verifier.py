@@ -56,7 +56,7 @@ _MINUTE = 60_000
 _CALLERS = 10_000
 _SHARED = 10_000
 _NOT_JSON = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
-_FROM_API = source_facts()
+_FROM_API = source_facts("api")
 _PROBLEM = {"content-type": "application/problem+json"}
 # Request ids are no secrets: one draw of a generator that the system seeded, each octet to a letter.
 _randbytes = Random().randbytes  # noqa: S311
@@ -291,6 +291,18 @@ class Verifier:
         request = Request(query, demands, remote_ip, check_ip)
         verdict = verify(subject, request, self.limiter, clock.now_ms())
         return self._charged(verdict, credits)
+
+    def note_use(self, subject: Subject, code: str, spent: int, app_id: str) -> None:
+        """Tell telemetry of a verification that the gateway asked for, before an app."""
+        if self._telemetry is not None:
+            self._telemetry.record_verification(
+                new_request_id(),
+                clock.now_ms(),
+                subject.facts,
+                code.encode(),
+                spent=spent,
+                source=source_facts("gateway", app_id),
+            )
 
     def _charged(self, verdict: Verdict, credits: int | None) -> Verdict | Awaitable[Verdict]:
         key = verdict.subject.key

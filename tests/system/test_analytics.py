@@ -1,4 +1,4 @@
-"""From a verification at the edge to an answer in SQL, to usage and to a key's last use: through all processes."""
+"""From a verification at the edge to an answer in SQL and to usage by key: through all processes."""
 
 import json
 import time
@@ -47,7 +47,6 @@ def test_what_edges_verify_and_limit_is_asked_in_sql_and_counted_as_usage(
     shown = json.loads(system.manage("analytics", "keys", "test", "--json"))
     totals = {row["keyId"]: row["total"] for row in shown}
     assert [totals[key["keyId"]] for key in keys] == [10, 10]
-    until(lambda: "lastUsedAt" in platform.call("keys.getKey", {"keyId": keys[0]["keyId"]}), True)
 
 
 def test_requests_to_apps_are_asked_in_sql(platform: Platform, project: Callable[[], Deployed]) -> None:
@@ -60,4 +59,24 @@ def test_requests_to_apps_are_asked_in_sql(platform: Platform, project: Callable
     until(
         lambda: platform.call("analytics.getGatewayRequests", {"query": query}),
         [{"path": "/", "query_string": "a=b", "status": 200, "n": 3}],
+    )
+
+
+def test_keys_that_the_gateway_verifies_are_events_of_its_own_and_no_billed_usage(
+    platform: Platform, project: Callable[[], Deployed]
+) -> None:
+    app = project()
+    api = platform.call("apis.createApi", {"name": "guarded"})["apiId"]
+    key = platform.call("keys.createKey", {"apiId": api})
+    policy = {"name": "keys", "enabled": True, "keyauth": {"keyspaces": [api]}}
+    platform.call("gateway.setPolicies", {**app.place, "policies": [policy]})
+    visitor = app.visitor(app.deploy("1"))
+    assert visitor.get("/", None)[0] == 401
+    for _ in range(4):
+        assert visitor.get("/", key["key"])[0] == 200
+    row = "SELECT source, app_id != '' AS of_app, outcome, count() AS n FROM key_verifications_v1"
+    query = f"{row} WHERE key_id = '{key['keyId']}' GROUP BY source, of_app, outcome"
+    until(
+        lambda: platform.call("analytics.getVerifications", {"query": query}),
+        [{"source": "gateway", "of_app": 1, "outcome": "VALID", "n": 4}],
     )
