@@ -18,7 +18,8 @@ def choose(address: str, names: Iterable[str]) -> dict[str, int]:
     """Return a free port for each name.
 
     They lie below the range from which the kernel takes ports of outgoing connections, so that none
-    is taken away by accident between now and the moment when its process (re)starts.
+    is taken away by accident between now and the moment when its process (re)starts. Nor is one chosen
+    twice: each is claimed, by the name of an abstract socket (unix(7)), until this process ends.
 
     Raises:
         PortUnusable: none is left.
@@ -29,11 +30,26 @@ def choose(address: str, names: Iterable[str]) -> dict[str, int]:
     candidates = iter(random.SystemRandom().sample(range(LOWEST, ceiling), ceiling - LOWEST))
     chosen: dict[str, int] = {}
     for name in names:
-        port = next((port for port in candidates if _refusal(address, port) is None), None)
+        port = next((port for port in candidates if _refusal(address, port) is None and _claim(port)), None)
         if port is None:
             raise PortUnusable(f"no free port is left on {address}")
         chosen[name] = port
     return chosen
+
+
+_claims: list[socket.socket] = []
+
+
+def _claim(port: int) -> bool:
+    """Say whether no other process has chosen this port."""
+    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    try:
+        claim.bind(f"\0unkey port {port}")
+    except OSError:
+        claim.close()
+        return False
+    _claims.append(claim)
+    return True
 
 
 def require(address: str, ports: Mapping[str, int]) -> None:

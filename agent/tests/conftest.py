@@ -22,6 +22,7 @@ from agent.reconciler import Timing
 from agent.runtimes import ports, processes
 from agent.runtimes.process import ProcessRuntime
 from agent.tests.control import LIMITS, TOKEN, FakeControlPlane
+from unkey.ports import choose
 
 ROOT = Path(__file__).resolve().parents[2]
 FAST = Timing(
@@ -115,9 +116,7 @@ class AgentProcess:
     """`python -m agent` on its own."""
 
     def __init__(self, plane: FakeControlPlane, var: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = choose("127.0.0.1", ["AGENT_PORT"])["AGENT_PORT"]
         self._log = (var / "agent.out").open("ab")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "agent"],
@@ -198,7 +197,7 @@ def gone(pid: int) -> None:
 @pytest.fixture
 def numbers() -> range:
     """Three ports in a row of this machine that nobody has now."""
-    for first in range(41_000, 60_000, 3):
+    for first in range(8_200, 10_000, 3):  # where neither connections nor systems take any by accident
         probes = [socket.socket() for _ in range(3)]
         try:
             for number, probe in enumerate(probes):

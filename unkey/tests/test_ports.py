@@ -1,10 +1,14 @@
 """Ports: chosen free and distinct; a taken one is named with its setting."""
 
+import ast
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
 
+from unkey.env import ROOT
 from unkey.ports import EPHEMERAL, PortUnusable, choose, require
 
 
@@ -21,6 +25,20 @@ def test_chosen_ports_are_distinct_usable_and_below_those_of_outgoing_connection
     assert len(set(chosen.values())) == 50
     assert max(chosen.values()) < int(EPHEMERAL.read_text().split()[0])
     require("127.0.0.1", chosen)
+
+
+def test_what_one_process_chose_no_other_chooses() -> None:
+    ours = choose("127.0.0.1", ["A", "B"])
+    command = (
+        "import random, unkey.ports as ports\n"
+        f"ours, free = {list(ours.values())}, {choose('127.0.0.1', ['C'])['C'] + 1}\n"
+        "random.SystemRandom.sample = lambda self, population, k: [*ours, *range(free, 32_768)]\n"
+        "print(ports.choose('127.0.0.1', ['A', 'B']))"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert not set(ours.values()) & set(ast.literal_eval(other.stdout).values())
 
 
 def test_a_taken_port_is_named_with_its_setting(taken: int) -> None:

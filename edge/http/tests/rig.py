@@ -17,6 +17,7 @@ from edge.http.proxy import forward
 from edge.http.request import Request
 from edge.http.server import Server
 from edge.http.upstream import Pool
+from unkey.ports import choose
 
 PATIENCE = 10.0
 FRAMED = re.compile(rb"(?i)content-length|chunked|1.1 204|1.1 304")
@@ -277,6 +278,5 @@ class Rig:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """Return a port that nobody listens on, or will by accident."""
+    return choose("127.0.0.1", ["port"])["port"]
