@@ -387,13 +387,14 @@ KEYS = Table(
     sharded=True,
 )
 
-# What a key refers to comes before the key.
+# What a key refers to comes before the key, and a namespace's overrides before the namespace: it is not
+# known without them.
 _BY_STREAM = {
     "routes": (ROUTES,),
     "sentinels": (SENTINELS,),
     "instances": (INSTANCES,),
     "certificates": (CERTIFICATES,),
-    "keys": (WORKSPACES, ROOT_KEYS, APIS, ROLES, NAMESPACES, OVERRIDES, IDENTITIES, KEYS),
+    "keys": (WORKSPACES, ROOT_KEYS, APIS, ROLES, OVERRIDES, NAMESPACES, IDENTITIES, KEYS),
 }
 
 

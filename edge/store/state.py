@@ -184,8 +184,6 @@ class State:
         for namespace_id, space in list(self.spaces.items()):
             owners = [one.workspace_id for one in (space.record, *space.overrides) if one is not None]
             if mine(owners[0]):
-                # Who still holds it must see that it is not the one that is known any more.
-                space.generation += 1
                 del self.spaces[namespace_id]
         for owner, called in [name for name in self.space_names if mine(name[0])]:
             del self.space_names[owner, called]

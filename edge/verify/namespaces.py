@@ -9,17 +9,12 @@ _RESOLVED = 20_000
 
 
 class Space:
-    """A namespace as a limiter sees it; overrides may be known before the namespace itself is.
+    """A namespace as a limiter sees it; overrides may be known before the namespace itself is."""
 
-    Attributes:
-        generation: changes with everything that changes here.
-    """
-
-    __slots__ = ("_exact", "_known", "_patterns", "_resolved", "generation", "record")
+    __slots__ = ("_exact", "_known", "_patterns", "_resolved", "record")
 
     def __init__(self, record: Namespace | None = None, overrides: Iterable[Override] = ()) -> None:
         self.record = record
-        self.generation = 0
         self._known: dict[str, Override] = {}
         self._exact: dict[str, Override] = {}
         self._patterns: list[tuple[int, str, Callable[[str], bool], Override]] = []
@@ -33,7 +28,6 @@ class Space:
         if self.record is not None and self.record.version >= record.version:
             return False
         self.record = record
-        self.generation += 1
         return True
 
     def apply(self, override: Override) -> bool:
@@ -42,7 +36,6 @@ class Space:
         if known is not None and known.version >= override.version:
             return False
         self._known[override.id] = override
-        self.generation += 1
         self._resolved.clear()
         if known is not None and not known.deleted:
             self._exact.pop(known.identifier, None)
