@@ -100,6 +100,7 @@ def test_every_change_reaches_the_edges(tenant: Tenant) -> None:
     assert versions == sorted(set(versions))
 
 
+@pytest.mark.usefixtures("window_start")
 def test_keys_of_a_deleted_identity_go_on_without_it(tenant: Tenant, api_id: str) -> None:
     identity = make(
         tenant, ratelimits=[{"name": "requests", "limit": 1, "duration": 60_000, "autoApply": True}]

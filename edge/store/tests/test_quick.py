@@ -153,7 +153,6 @@ def test_an_expired_key_is_not_answered_quickly(start, owner, monkeypatch):
     assert edge.verify(owner.root_key, text)["code"] == "EXPIRED"
 
 
-@pytest.mark.usefixtures("window_start")
 def test_a_workspaces_limit_counts_every_request_and_is_told(edge, owner):
     _, text = owner.key()
     Limits.objects.get_or_create(workspace=owner.workspace)
