@@ -8,8 +8,7 @@ ClickHouse(server).usage("2026-11")
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from apps.analytics import gateway
-from apps.analytics.engines import Rows, limits, read_rows
+from apps.analytics.engines import Rows, limits, read_rows, refusal
 from apps.analytics.schema import (
     RATELIMIT_ROLLUP,
     ROLLUPS,
@@ -145,7 +144,7 @@ class ClickHouse:
         try:
             answer = self._server.run(f"{sql} SETTINGS {settings}, readonly = 1 FORMAT JSONEachRow")
         except Refused as refused:
-            raise gateway.refusal(refused.code, str(refused)) from None
+            raise refusal(refused.code, str(refused)) from None
         except Unreachable:
             raise errors.AnalyticsConnectionFailed(
                 "Analytics does not answer at the moment. Try again."

@@ -1,5 +1,6 @@
 """What runs a confined query: chDB over the embedded store's segments, in a process of its own."""
 
+import atexit
 import json
 import os
 import re
@@ -16,7 +17,6 @@ from typing import Any, Protocol
 
 import msgspec
 
-from apps.analytics import gateway
 from apps.analytics.embedded import Embedded
 from apps.analytics.schema import DATABASE, ROLLUPS, RUNTIME_LOG_COLUMNS, RUNTIME_LOGS, rollup_select
 from apps.analytics.store import embedded
@@ -49,7 +49,7 @@ class Engine(Protocol):
         """Return the rows of an answer.
 
         Args:
-            sql: as `gateway.confine` returned it.
+            sql: as `apps.analytics.gateway.confine` returned it.
             rows: most of them.
 
         Raises:
@@ -77,6 +77,36 @@ def limits(rows: int) -> dict[str, str]:
 def read_rows(text: str) -> Rows:
     """Read an answer in the format JSONEachRow."""
     return msgspec.json.Decoder(dict[str, Any]).decode_lines(text)
+
+
+def refusal(code: int, text: str) -> errors.Fault:
+    """Return what the caller is told when the database has refused to run a query; never its own words.
+
+    Args:
+        code: ClickHouse's code, 0 if unknown.
+        text: what it said.
+    """
+    said_of = text.lower()
+    if code in (159, 394):
+        return errors.QueryExecutionTimeout(
+            "The query took too long. Please ask for a shorter time, or use the tables per hour or day."
+        )
+    # One code for both: the text says which.
+    if code in (158, 198) or (code == 396 and "max rows" in said_of):
+        return errors.QueryRowsLimitExceeded("The query reads or returns too many rows. Please narrow it.")
+    if code in (241, 396):
+        return errors.QueryMemoryLimitExceeded(
+            "The query needs too much memory. Please ask for a shorter time or fewer groups."
+        )
+    if code in (201, 202):
+        return errors.QueryQuotaExceeded("The workspace has used its queries of this hour. Please wait.")
+    said = {
+        16: "The query names a column that is not available.",
+        46: "The query calls an unknown function.",
+        47: "The query names a column or alias that does not exist.",
+        62: "The query has invalid SQL syntax.",
+    }
+    return errors.InvalidAnalyticsQuery(said.get(code, "The query cannot be run as it is written."))
 
 
 class Chdb:
@@ -108,7 +138,7 @@ class Chdb:
         if "error" in answer:
             text = str(answer["error"])
             found = _CODE.search(text)
-            raise gateway.refusal(int(found[1]) if found else 0, text)
+            raise refusal(int(found[1]) if found else 0, text)
         return read_rows(answer["rows"])
 
     def _tables(self) -> list[str]:
@@ -155,10 +185,10 @@ class Chdb:
         answer = self._read(child)
         if answer is None:
             self.close()
-            raise gateway.refusal(159, "")
+            raise refusal(159, "")
         if not answer.endswith(b"\n"):
             self.close()
-            raise gateway.refusal(241, "the engine has ended")
+            raise refusal(241, "the engine has ended")
         found: dict[str, Any] = msgspec.json.decode(answer)
         return found
 
@@ -219,4 +249,8 @@ def engine() -> Engine:
         from apps.analytics.clickhouse import ClickHouse
 
         return ClickHouse(Server(env.CLICKHOUSE_URL))
-    return Chdb(embedded()) if find_spec("chdb") is not None else Missing()
+    if find_spec("chdb") is None:
+        return Missing()
+    made = Chdb(embedded())
+    atexit.register(made.close)
+    return made

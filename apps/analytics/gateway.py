@@ -24,10 +24,9 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 from sqlglot.tokens import TokenType
 
-from apps.analytics.schema import DATABASE, SOURCES, Source
-from unkey import clock, errors
+from apps.analytics.schema import DATABASE, LONGEST, SOURCES, Source
+from unkey import clock
 from unkey.errors import (
-    Fault,
     InvalidAnalyticsFunction,
     InvalidAnalyticsQuery,
     InvalidAnalyticsQueryType,
@@ -38,7 +37,6 @@ from unkey.errors import (
 # It tells what it makes of a customer's text; the customer is told by an error.
 logging.getLogger("sqlglot").setLevel(logging.CRITICAL)
 
-LONGEST = 16 * 1024
 MOST_COLUMNS = 64
 MOST_NODES = 2000
 MOST_ROWS = 10_000
@@ -683,33 +681,3 @@ def _check_text(text: str, tree: exp.Expr, scope: Scope) -> None:
 
 def _constants(tree: exp.Expr) -> list[str]:
     return sorted(node.name for node in tree.find_all(exp.Literal) if node.is_string)
-
-
-def refusal(code: int, text: str) -> Fault:
-    """Return what the caller is told when the database has refused to run a query; never its own words.
-
-    Args:
-        code: ClickHouse's code, 0 if unknown.
-        text: what it said.
-    """
-    said_of = text.lower()
-    if code in (159, 394):
-        return errors.QueryExecutionTimeout(
-            "The query took too long. Please ask for a shorter time, or use the tables per hour or day."
-        )
-    # One code for both: the text says which.
-    if code in (158, 198) or (code == 396 and "max rows" in said_of):
-        return errors.QueryRowsLimitExceeded("The query reads or returns too many rows. Please narrow it.")
-    if code in (241, 396):
-        return errors.QueryMemoryLimitExceeded(
-            "The query needs too much memory. Please ask for a shorter time or fewer groups."
-        )
-    if code in (201, 202):
-        return errors.QueryQuotaExceeded("The workspace has used its queries of this hour. Please wait.")
-    said = {
-        16: "The query names a column that is not available.",
-        46: "The query calls an unknown function.",
-        47: "The query names a column or alias that does not exist.",
-        62: "The query has invalid SQL syntax.",
-    }
-    return InvalidAnalyticsQuery(said.get(code, "The query cannot be run as it is written."))

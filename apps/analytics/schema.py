@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from edge.telemetry.tables import BY_NAME, GATEWAY_REQUESTS, RATELIMITS, VERIFICATIONS
 
 DATABASE = "default"
+LONGEST = 16 * 1024
+"""Most bytes of a query."""
 
 
 @dataclass(frozen=True, slots=True)
