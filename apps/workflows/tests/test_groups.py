@@ -88,6 +88,16 @@ def test_parts_whose_locks_are_out_of_order_together_run_apart_and_no_attempt_is
     assert [row.attempts for run in runs for row in run.journal.all()] == [1] * 9
 
 
+def until_ended(with_crew: Crew, runs: list[WorkflowRun]) -> None:
+    """Move runs by themselves until they have succeeded: on a slow machine a group's time may be over at once."""
+    for _ in range(100):
+        for run in runs:
+            moved(with_crew, [run])
+        if all(run.state == State.SUCCEEDED for run in runs):
+            return
+    raise AssertionError([run.state for run in runs])
+
+
 @contextmanager
 def locked_elsewhere(rows: QuerySet[Any]) -> Iterator[None]:
     """Let another connection hold rows; SQLite has no locks of rows, there nothing is held."""
@@ -124,6 +134,8 @@ def test_an_outcome_whose_key_is_locked_keeps_no_other_from_being_recorded(tmp_p
     assert len(tasks) == 2
     with locked_elsewhere(WorkflowKey.objects.filter(key=runs[0].key)):
         done = list(commit(together, [], [Returned(task, None) for task in tasks]))
+        for outcome in [outcome for each in done for outcome in each.later]:  # its time was over at once
+            list(commit(together, [], [outcome]))
         runs[1].refresh_from_db()
         assert runs[1].step_index == 1
     aside = [outcome for each in done for outcome in each.later_alone]
@@ -146,13 +158,9 @@ def test_a_part_that_waits_for_a_lock_in_vain_makes_the_others_of_its_group_wait
             cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
     with locked_elsewhere(Group.objects.filter(name="held")):
         first = list(commit(together, [run.key for run in runs], []))
-        for key in [key for done in first for key in done.alone if key != runs[1].key]:
-            list(commit(together, [key], []))
-        for run in (runs[0], runs[2]):
-            run.refresh_from_db()
-            assert run.state == State.SUCCEEDED
+        until_ended(together, [runs[0], runs[2]])
     assert len(first) == 1
-    list(commit(together, [runs[1].key], []))
+    until_ended(together, [runs[1]])
     assert sorted(flows.effects()) == ["a.locked", "b.locked", "c.locked", "held"]
     connection.close()
 
