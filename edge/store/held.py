@@ -7,7 +7,6 @@ moves nothing out of the long one. A use costs one store to memory, no queue is 
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
@@ -83,9 +82,9 @@ class Table(Generic[_R]):
             self._settled = deque(each for each in dict.fromkeys(self._settled) if each in self._held)
         return None if held is None else held.record
 
-    def values(self) -> Iterator[_R]:
-        """Every record."""
-        return (held.record for held in self._held.values())
+    def values(self) -> list[_R]:
+        """Every record; a million in some hundredths of a second, since nothing else goes on meanwhile."""
+        return [held.record for held in self._held.values()]
 
     def _evict(self) -> _R:
         chances = _SECOND_CHANCES

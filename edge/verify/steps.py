@@ -93,15 +93,25 @@ class Holder:
         identity: as the store has it.
     """
 
-    __slots__ = ("identity", "limits", "text")
+    __slots__ = ("_facts", "identity", "limits", "text")
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
+        self._facts = ("", b"")
         self.limits = tuple(
             _applied(each, identity.workspace_id, identity.id) for each in identity.ratelimits
         )
         #: Its part of an answer, as JSON.
         self.text = b',"identity":' + _encode(_identity(identity))
+
+    def facts(self, key: KeyRecord) -> bytes:
+        """Return the columns that every event of a verification of one of its keys has."""
+        identity, (space, begin) = self.identity, self._facts
+        if space != key.key_space_id:
+            all_but_key = key_facts(key.workspace_id, key.key_space_id, identity.id, identity.external_id)
+            begin = all_but_key.removesuffix(b'""')
+            self._facts = key.key_space_id, begin
+        return b'%b"%b"' % (begin, key.id.encode())
 
 
 class Subject:
@@ -199,9 +209,10 @@ class Subject:
     @property
     def facts(self) -> bytes:
         """The columns that every event of a verification of this key has."""
-        key, identity = self.key, self.identity
-        holder = (identity.id, identity.external_id) if identity is not None else ("", "")
-        return key_facts(key.workspace_id, key.key_space_id, *holder, key.id)
+        key = self.key
+        if self.holder is not None:
+            return self.holder.facts(key)
+        return key_facts(key.workspace_id, key.key_space_id, key_id=key.id)
 
     def admits(self, remote_ip: str) -> bool:
         """Say whether the API's IP list, if it has one, lets an address pass."""

@@ -5,6 +5,7 @@ Each story is told to two keys that are made alike, one at each door; codes are 
 """
 
 import json
+from typing import Any
 
 import pytest
 from django.db import transaction
@@ -24,7 +25,7 @@ NAMED = NamedLimit("tokens", 5, MINUTE)
 ADHOC = {"name": "adhoc", "limit": 2, "duration": MINUTE}
 
 # What a key is made with, what it is asked, and per question the code (or status) and what remains of limits.
-STORIES = {
+STORIES: dict[str, tuple[dict[str, Any], list[tuple[Any, Any, list[int]]]]] = {
     "nothing is limited": ({}, [({}, "VALID", [])]),
     "an automatic limit counts by itself, a refusal counts nothing": (
         {"ratelimits": [AUTO]},
@@ -124,7 +125,7 @@ def told(answer, names):
 @pytest.mark.parametrize("story", STORIES)
 def test_both_doors_tell_the_same(doors, owner, story):
     options, questions = STORIES[story]
-    answers = {}
+    answers: dict[str, list[Any]] = {}
     for door, ask in doors.items():
         key, text = owner.key(name="mine", meta={"plan": "pro"}, **options)
         with workspace_scope(owner.workspace.id):

@@ -168,5 +168,5 @@ def test_kills_sell_no_credit_twice_and_lose_none(owner, tmp_path):
     )
     assert sum(sold.values()) > 500
     for number, (key, _) in enumerate(made):
-        spent = totals[number] - left[key.pk]
+        spent = totals[number] - (left[key.pk] or 0)
         assert sold[number] <= spent <= sold[number] + broken[number], (number, totals[number], seed)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -147,7 +148,7 @@ def test_under_a_flood_of_unknown_keys_a_real_one_is_found_or_the_edge_says_that
         assert flood(edge, owner.root_key, hot) == ["VALID"] * 4
     held = [edge.get(lambda store, text=text: store.held_key(digest_of(text))) for text in hot]
     reads = edge.store.counters["fetches"]
-    said = {"unknown": set(), "cold": set(), "hot": set()}
+    said: dict[str, set[Any]] = {"unknown": set(), "cold": set(), "hot": set()}
     for turn in range(4):
         unknown = [f"sk_nobody_{turn}_{number}" for number in range(3000)]
         codes = flood(edge, owner.root_key, [*unknown, *cold, *hot])
@@ -215,7 +216,7 @@ def test_a_role_of_many_keys_that_changes_is_one_record_to_every_edge(start, own
             Key.roles.through(key_id=key.id, role_id=role.id) for key in made
         )
     edges = [start(edge_id) for edge_id in ("edge-a", "edge-b")]
-    taken = {edge.store.edge_id: [] for edge in edges}
+    taken: dict[str, list[Any]] = {edge.store.edge_id: [] for edge in edges}
     for edge in edges:
         told = taken[edge.store.edge_id]
         edge.get(lambda store, told=told: store.on_change(lambda stream, records: told.extend(records)))

@@ -225,3 +225,13 @@ def test_the_answer_has_everything_that_the_key_has_even_if_it_is_refused():
             ],
         },
     }
+
+
+def test_what_events_say_of_a_key_is_the_same_with_and_without_what_its_holder_keeps():
+    identity = Identity("id_1", "ws_1", 'user "1"', {}, (), 1)
+    holder = steps.Holder(identity)
+    for key_id, space in (("key_a", "ks_1"), ("key_b", "ks_1"), ("key_c", "ks_2")):
+        key = change(KEY, id=key_id, key_space_id=space, identity_id="id_1")
+        who = Subject(key, WORKSPACE, API, identity, (), holder=holder)
+        assert msgspec.json.decode(b"[%b]" % who.facts) == ["ws_1", space, "id_1", 'user "1"', key_id]
+    assert msgspec.json.decode(b"[%b]" % subject().facts) == ["ws_1", "ks_1", "", "", "key_1234567"]
