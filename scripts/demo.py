@@ -442,8 +442,9 @@ def run(story: Story, system: System) -> dict[str, Any]:
         expect(visitor.get("/", key, tls=True)[0] == 200, "HTTPS does not answer 200")
         expect(visitor.get("/", None, tls=True)[0] == 401, "HTTPS lets a call without a key through")
     with story.step("credits", "exhaust a key with 3 credits: the 4th call is refused"):
-        poor = platform.call("keys.createKey", {"apiId": api, "credits": {"remaining": 3}})["key"]
-        codes = [platform.call("keys.verifyKey", {"key": poor})["code"] for _ in range(4)]
+        asked = {"apiId": api, "name": "trial", "credits": {"remaining": 3}}
+        poor = platform.call("keys.createKey", asked)
+        codes = [platform.call("keys.verifyKey", {"key": poor["key"]})["code"] for _ in range(4)]
         expect(codes == ["VALID", "VALID", "VALID", "USAGE_EXCEEDED"], f"codes are {codes}")
 
     _share(story, platform, visitor, api)
@@ -478,6 +479,7 @@ def run(story: Story, system: System) -> dict[str, Any]:
         status, woken = preview_visitor.wake()
         expect(status == 200 and woken != "", f"the preview did not wake: {status} {woken}")
     story.note(f"200, X-Unkey-Wake: {woken}")
+    usage = _usage(story, system, poor["keyId"])
     facts = {
         "web_url": system.url("WEB_PORT"),
         "api_url": system.url("EDGE_API_PORT"),
@@ -494,6 +496,7 @@ def run(story: Story, system: System) -> dict[str, Any]:
         "failed": {"deployment_id": broken["id"], **broken["error"]},
         "queued": queued,
         "wake": woken,
+        "usage": usage,
         "key": key,
         "admin_user": "admin",
         "admin_password": password,
@@ -582,11 +585,14 @@ def _share(story: Story, platform: Platform, visitor: Visitor, api: str) -> None
         shared = {"name": "requests", "limit": 3, "duration": 3_600_000, "autoApply": True}
         who = f"team-{secrets.token_hex(4)}"
         platform.call("identities.createIdentity", {"externalId": who, "ratelimits": [shared]})
-        pair = [platform.call("keys.createKey", {"apiId": api, "externalId": who}) for _ in range(2)]
+        pair = [
+            platform.call("keys.createKey", {"apiId": api, "name": name, "externalId": who})
+            for name in ("laptop", "server")
+        ]
         codes = [code(pair[index % 2]["key"]) for index in range(4)]
         expect(codes == ["VALID", "VALID", "VALID", "RATE_LIMITED"], f"codes are {codes}")
     with story.step("role", "a key without the role: 403 for /greet, 200 for the rest"):
-        plain = platform.call("keys.createKey", {"apiId": api, "externalId": "bob"})
+        plain = platform.call("keys.createKey", {"apiId": api, "name": "guest", "externalId": "bob"})
         statuses = [visitor.get(path, plain["key"])[0] for path in ("/greet", "/")]
         expect(statuses == [403, 200], f"statuses are {statuses}")
     with story.step("reroll", "replace that key, with an hour of grace, and again with none"):
@@ -598,6 +604,23 @@ def _share(story: Story, platform: Platform, visitor: Visitor, api: str) -> None
         _until(lambda: code(second["key"]) == "EXPIRED", "the key replaced without grace goes on working")
         codes = [code(third), code(plain["key"])]
         expect(codes == ["VALID", "VALID"], f"after the second replacement codes are {codes}")
+
+
+def _usage(story: Story, system: System, key_id: str) -> list[dict[str, Any]]:
+    """Show how often each key was used, once the events of the one with 3 credits are there."""
+    asked = ("analytics", "keys", "demo", "--hours", "1")
+    counts: list[dict[str, Any]] = []
+
+    def arrived() -> bool:
+        counts[:] = json.loads(system.manage(*asked, "--json"))
+        of_the_key = [one["outcomes"] for one in counts if one["keyId"] == key_id]
+        return of_the_key == [{"VALID": 3, "USAGE_EXCEEDED": 1}]
+
+    with story.step("usage", "count what every key was used"):
+        _until(arrived, "the events of verifications do not arrive", 30)
+    for line in system.manage(*asked).splitlines():
+        story.note(line)
+    return counts
 
 
 def _compare(story: Story, platform: Platform, old: str, new: str) -> list[str]:

@@ -28,6 +28,10 @@ def test_the_demo_does_what_it_says_and_leaves_its_system_running_if_asked(tmp_p
     assert facts["preview_host"] == "hello-preview-demo.unkey.localhost"
     assert facts["host"] == "hello-demo.unkey.localhost"
     assert re.fullmatch(r"[0-9]+\.[0-9]s", facts["wake"])
+    used = [one["outcomes"] for one in facts["usage"]]
+    assert {"VALID": 3, "USAGE_EXCEEDED": 1} in used
+    # What the gateway verified is counted, too: the visitor's key stands first.
+    assert used[0]["VALID"] > facts["background_requests"] // 2
     assert (tmp_path / "var" / "demo.json").stat().st_mode & 0o777 == 0o600
     assert _down(environ) == "stopped\n"
 

@@ -46,7 +46,10 @@ def test_keys_and_usage_are_shown(noted: str, tenant: Tenant, capsys: pytest.Cap
         {"keyId": "key_a", "total": 1, "spentCredits": 2, "outcomes": {"VALID": 1}},
     ]
     call_command("analytics", "keys", noted)
-    assert capsys.readouterr().out.splitlines()[0] == "key_b  3  EXPIRED 1  VALID 2"
+    assert capsys.readouterr().out.splitlines() == [
+        "key_b  " + "█" * 30 + "        3  EXPIRED 1, VALID 2",
+        "key_a  " + "█" * 10 + " " * 20 + "        1  VALID 1",
+    ]
     call_command("analytics", "usage")
     assert capsys.readouterr().out == f"{noted}  verifications 3  rate limits 0\n"
     assert Usage.objects.get(workspace_id=noted).verifications == 3

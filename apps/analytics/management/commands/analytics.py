@@ -8,13 +8,17 @@ from django.core.management.base import BaseCommand, CommandError
 
 from apps.analytics import clickhouse, queries, workflows
 from apps.analytics.store import embedded, store
+from apps.keys.models import Key
 from apps.quota.services import write_usage
 from apps.workspaces.models import Workspace
 from edge.telemetry.clickhouse import Refused, Server, Unreachable
 from unkey import clock
 from unkey.env import env
+from unkey.tenancy import workspace_scope
 
 _HOUR = 3_600_000
+_BAR = 30
+_NAME = 24
 
 
 class Command(BaseCommand):
@@ -27,7 +31,7 @@ class Command(BaseCommand):
         actions.add_parser("take", help="take what processes have noted into the store, now")
         usage = actions.add_parser("usage", help="what workspaces have used of a month; writes it as well")
         usage.add_argument("--period", metavar="YYYY-MM", help="default: this month")
-        keys = actions.add_parser("keys", help="what a workspace's keys were used, the most used first")
+        keys = actions.add_parser("keys", help="a chart of how often a workspace's keys were used")
         keys.add_argument("workspace", help="id or slug")
         keys.add_argument("--hours", type=int, default=24, help="default: 24")
         for each in (usage, keys):
@@ -81,6 +85,26 @@ class Command(BaseCommand):
             ]
             self.stdout.write(json.dumps(shown))
             return
-        for key, uses in found.items():
-            outcomes = "  ".join(f"{outcome} {count:,}" for outcome, count in sorted(uses.outcomes.items()))
-            self.stdout.write(f"{key}  {uses.total:,}  {outcomes}")
+        with workspace_scope(workspace.pk):
+            names = {key.pk: key.name or key.start for key in Key.objects.filter(pk__in=found)}
+        self.stdout.write(chart(found, names), ending="")
+
+
+def chart(found: dict[str, queries.Uses], names: dict[str, str]) -> str:
+    """Return a bar for each key, as long as its share of the most used one's.
+
+    Args:
+        found: key id to its uses, the most used first.
+        names: key id to what people know the key by; a deleted one goes by its id.
+    """
+    if not found:
+        return "No key was used.\n"
+    most = max(uses.total for uses in found.values())
+    shown = {key: (names.get(key) or key)[:_NAME] for key in found}
+    width = max(map(len, shown.values()))
+    lines = []
+    for key, uses in found.items():
+        bar = "█" * max(1, round(_BAR * uses.total / most))
+        outcomes = ", ".join(f"{outcome} {count:,}" for outcome, count in sorted(uses.outcomes.items()))
+        lines.append(f"{shown[key]:<{width}}  {bar:<{_BAR}}  {uses.total:>7,}  {outcomes}\n")
+    return "".join(lines)
