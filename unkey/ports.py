@@ -1,5 +1,6 @@
 """Ports of this machine: which are free, and a clear word about those that are not."""
 
+import atexit
 import errno
 import random
 import socket
@@ -37,18 +38,15 @@ def choose(address: str, names: Iterable[str]) -> dict[str, int]:
     return chosen
 
 
-_claims: list[socket.socket] = []
-
-
 def _claim(port: int) -> bool:
     """Say whether no other process has chosen this port."""
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    atexit.register(claim.close)
     try:
         claim.bind(f"\0unkey port {port}")
     except OSError:
         claim.close()
         return False
-    _claims.append(claim)
     return True
 
 

@@ -1,7 +1,6 @@
 """Four agents in four regions; one is lost with all that it ran, and returns."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -98,7 +97,7 @@ def agents(system: System) -> dict[str, dict[str, Any]]:
     done = subprocess.run(
         [sys.executable, "manage.py", "cluster", "status", "--json"],
         cwd=ROOT,
-        env={**os.environ, **system.environ},
+        env=system.environ,
         capture_output=True,
         text=True,
         check=False,
