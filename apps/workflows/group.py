@@ -638,5 +638,7 @@ def _call(job: Job, row: RunRow, view: Run, values: tuple[Any, ...]) -> Any:
         if job.kind is Kind.ON_FAILURE:
             return job.step.record(view, row.error_code, row.error_message)
         return job.step.record(view, *values)
-    except SystemExit as left:
+    except Exception:
+        raise
+    except BaseException as left:  # sys.exit(), a cancelled task of asyncio: not the end of this thread
         raise LeftProcess(f"the recording part asked its process to end: {left!r}") from left

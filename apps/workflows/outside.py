@@ -31,7 +31,7 @@ def call(task: Task) -> Outcome:
             return Returned(task, outside(task.view))
     except Exception as error:
         return Raised(task, error)
-    except SystemExit as left:
+    except BaseException as left:  # sys.exit(), a cancelled task of asyncio: not the end of this thread
         return Raised(task, LeftProcess(f"the outside part asked its process to end: {left!r}"))
 
 

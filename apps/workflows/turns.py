@@ -32,7 +32,7 @@ class WorkerLost(Exception):
 
 
 class LeftProcess(Exception):
-    """A part of a step called `sys.exit()`, which is not its to decide."""
+    """A part of a step raised what ends a process or a task (`sys.exit()`), which is not its to decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,12 +261,24 @@ def note(
 def describe(error: Exception) -> tuple[str, str]:
     """Return the code and the message that a run keeps of an error."""
     if isinstance(error, Terminal):
-        return error.code, error.message
+        return error.code, _writable(error.message)
     if isinstance(error, BadPayload):
-        return "bad_payload", str(error)
+        return "bad_payload", _text(error)
     if isinstance(error, WorkerLost):
-        return LOST, str(error)
-    return type(error).__name__, str(error)
+        return LOST, _text(error)
+    return type(error).__name__, _text(error)
+
+
+def _text(error: Exception) -> str:
+    try:
+        return _writable(str(error))
+    except Exception:
+        return "it cannot be written as text"
+
+
+def _writable(text: str) -> str:
+    """Return a text that every database takes: names of files may hold halves of characters."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def is_final(error: Exception, failures: int, step: Step) -> bool:

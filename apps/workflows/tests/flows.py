@@ -5,6 +5,7 @@ happened twice is seen. Effects outside are lines appended to a file. A gate sto
 until the test opens it.
 """
 
+import asyncio
 import os
 import time
 import uuid
@@ -322,6 +323,30 @@ class LeavesOpen(Workflow):
 
     service, key = "test-leaves-open", "k"
     steps = (untidy,)
+
+
+ENDINGS: dict[str, BaseException] = {
+    "cancelled": asyncio.CancelledError(),
+    "exit": SystemExit(3),
+    "half a character": FileNotFoundError("caf\udce9"),
+}
+
+
+def end_outside(run: Run) -> None:
+    if run.input["where"] == "outside":
+        raise ENDINGS[run.input["how"]]
+
+
+@step(outside=end_outside, retry=Retry(attempts=1))
+def end_inside(run: Run, _value: JSON) -> JSON:
+    raise ENDINGS[run.input["how"]]
+
+
+class Ends(Workflow):
+    """Raises what would end its thread, or what no database can keep."""
+
+    service, key = "test-ends", "k"
+    steps = (end_inside,)
 
 
 @step

@@ -193,3 +193,20 @@ def test_an_outside_part_that_leaves_a_transaction_open_fails_and_takes_nothing_
     )
     assert other.state == State.SUCCEEDED
     assert flows.effects() == ["x.one", "x.two", "x.three"]
+
+
+@pytest.mark.parametrize("how", flows.ENDINGS)
+@pytest.mark.django_db(transaction=True)
+def test_what_would_end_a_thread_or_cannot_be_written_fails_its_step_alone(
+    worker: Dispatcher, settled: Callable[[], None], how: str
+) -> None:
+    ended = [start(flows.Ends, {"k": where, "where": where, "how": how}) for where in ("outside", "inside")]
+    settled()
+    other = start(flows.Three, {"k": "b", "name": "x"})
+    settled()
+    for run in (*ended, other):
+        run.refresh_from_db()
+    assert [run.state for run in ended] == [State.FAILED, State.FAILED]
+    if how == "half a character":
+        assert {run.error_message for run in ended} == {"caf\\udce9"}
+    assert other.state == State.SUCCEEDED
