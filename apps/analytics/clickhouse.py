@@ -195,7 +195,8 @@ class ClickHouse:
             if column not in _ONLY:
                 raise ValueError(column)
             more += f" AND {column} IN ({', '.join(_quoted(value) for value in values)})"
-        moments = [f"toDateTime({moment // 1000}, 'UTC')" for moment in (start, end)]
+        # Buckets begin at whole seconds: one that begins within the last second before `end` counts.
+        moments = [f"toDateTime({-(-moment // 1000)}, 'UTC')" for moment in (start, end)]
         return [
             (row["g"], row["outcome"], row["n"], row["spent"])
             for row in self._rows(

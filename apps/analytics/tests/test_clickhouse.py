@@ -77,6 +77,10 @@ def test_both_stores_answer_alike(both: tuple[ClickHouse, Embedded]):
             assert clickhouse.verifications(*asked) == embedded.verifications(*asked)
             assert clickhouse.usage_by_key(*asked) == embedded.usage_by_key(*asked)
     assert clickhouse.verifications(OURS, "day", start, end, {}) != []
+    first = embedded.verifications(OURS, "minute", start, end, {})[0][0]
+    for since, until in ((start, first), (start, first + 1), (first, first + 1), (first + 1, end)):
+        asked = (OURS, "minute", since, until, {})
+        assert clickhouse.verifications(*asked) == embedded.verifications(*asked), until - first
     assert clickhouse.last_used(OURS, keys) == embedded.last_used(OURS, keys)
     assert len(clickhouse.last_used(OURS, keys)) == 2
     assert clickhouse.last_used(THEIRS, keys) == {}
