@@ -99,8 +99,11 @@ def parse(text: str) -> Document:
     """
     try:
         root = _load(text)
+        json.dumps(root, ensure_ascii=False).encode()
     except RecursionError:
         raise BadDocument(_TOO_DEEP) from None
+    except UnicodeEncodeError:
+        raise BadDocument("it has a text with half of a surrogate pair, which is no character") from None
     if not isinstance(root, dict):
         raise BadDocument("it is not an object with the fields openapi, info and paths")
     version = root.get("openapi")

@@ -663,3 +663,10 @@ def test_a_document_in_yaml_and_in_json_is_the_same() -> None:
     document = takes(body(maxLength=3))
     assert parse(yaml.safe_dump(document)) == parse(json.dumps(document))
     assert unpack(pack(parse(json.dumps(document)))) == parse(json.dumps(document))
+
+
+@pytest.mark.parametrize("place", ['"/a\\ud800": {}', '"/a": {"description": "\\udfff"}'])
+def test_half_a_character_is_no_text(place: str) -> None:
+    for text in (f'{{"openapi": "3.1.0", "paths": {{{place}}}}}', f'openapi: "3.1.0"\npaths: {{{place}}}'):
+        with pytest.raises(BadDocument):
+            parse(text)
