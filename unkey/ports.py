@@ -20,7 +20,7 @@ def choose(address: str, names: Iterable[str]) -> dict[str, int]:
 
     They lie below the range from which the kernel takes ports of outgoing connections, so that none
     is taken away by accident between now and the moment when its process (re)starts. Nor is one chosen
-    twice: each is claimed, by the name of an abstract socket (unix(7)), until this process ends.
+    twice: each is claimed until this process ends.
 
     Raises:
         PortUnusable: none is left.
@@ -31,23 +31,30 @@ def choose(address: str, names: Iterable[str]) -> dict[str, int]:
     candidates = iter(random.SystemRandom().sample(range(LOWEST, ceiling), ceiling - LOWEST))
     chosen: dict[str, int] = {}
     for name in names:
-        port = next((port for port in candidates if _refusal(address, port) is None and _claim(port)), None)
-        if port is None:
+        for port in candidates:
+            if _refusal(address, port) is None and (held := claim(port)) is not None:
+                atexit.register(held.close)
+                chosen[name] = port
+                break
+        else:
             raise PortUnusable(f"no free port is left on {address}")
-        chosen[name] = port
     return chosen
 
 
-def _claim(port: int) -> bool:
-    """Say whether no other process has chosen this port."""
-    claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    atexit.register(claim.close)
+def claim(port: int) -> socket.socket | None:
+    """Keep every other process of this machine that asks here from choosing a port that nobody listens on yet.
+
+    Returns:
+        What holds the claim until it is closed, or this process ends: the name of an abstract socket (unix(7)).
+        None: somebody else holds it.
+    """
+    held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     try:
-        claim.bind(f"\0unkey port {port}")
+        held.bind(f"\0unkey port {port}")
     except OSError:
-        claim.close()
-        return False
-    return True
+        held.close()
+        return None
+    return held
 
 
 def require(address: str, ports: Mapping[str, int]) -> None:

@@ -5,12 +5,14 @@ another tenant's at once, that one would be sent requests, with their credential
 A port that was given up therefore rests: until the control plane has been heard of ten minutes after. While
 the control plane is away no edge hears anything, and no port comes to its rest's end.
 
-All agents of one installation on a machine share the file, and take turns by a lock.
+All agents of one installation on a machine share the file, and take turns by a lock. From agents of another
+one, a port is kept by a claim until its instance is gone: the instance may listen a while later, or never.
 """
 
 import fcntl
 import random
 import socket
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,7 @@ import structlog
 
 from agent import files
 from unkey import clock
+from unkey.ports import claim
 
 HOST = "127.0.0.1"
 REST_SECONDS = 600.0
@@ -54,6 +57,8 @@ class Ports:
     def __init__(self, path: Path, ports: range) -> None:
         self._path = path
         self._ports = ports
+        self._claims: dict[int, socket.socket] = {}
+        weakref.finalize(self, _close_all, self._claims)
 
     def take(self, owner: Path, heard: float) -> int:
         """Give an instance a port of its own; the one that it had before begins to rest.
@@ -72,7 +77,8 @@ class Ports:
                 del leases[port]
             candidates = [port for port in self._ports if port not in leases]
             for port in random.sample(candidates, len(candidates)):
-                if _is_free(port):
+                if _is_free(port) and (held := claim(port)) is not None:
+                    self._claims[port] = held
                     leases[port] = Lease(str(owner))
                     return port
         raise NoPort(f"No port from {self._ports.start} to {self._ports.stop - 1} is free.")
@@ -101,6 +107,8 @@ class Ports:
             yield leases
             if leases != before:
                 files.write(self._path, msgspec.json.encode(leases))
+            for port in [port for port in self._claims if port not in leases or leases[port].freed]:
+                self._claims.pop(port).close()
 
     def _read(self) -> dict[int, Lease]:
         try:
@@ -120,6 +128,11 @@ def _free(leases: dict[int, Lease], owner: str) -> None:
     for port, lease in leases.items():
         if lease.owner == owner and not lease.freed:
             leases[port] = Lease(owner, _now())
+
+
+def _close_all(claims: dict[int, socket.socket]) -> None:
+    for held in claims.values():
+        held.close()
 
 
 def _is_rested(lease: Lease, heard: float) -> bool:

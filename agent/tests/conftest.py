@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,17 +195,17 @@ def gone(pid: int) -> None:
 
 
 @pytest.fixture
-def numbers() -> range:
-    """Three ports in a row of this machine that nobody has now."""
+def numbers() -> Iterator[range]:
+    """Three ports in a row of this machine that nobody has now, nor another test beside this one."""
     for first in range(8_200, 10_000, 3):  # where neither connections nor systems take any by accident
-        probes = [socket.socket() for _ in range(3)]
-        try:
-            for number, probe in enumerate(probes):
-                probe.bind((ports.HOST, first + number))
-        except OSError:
-            continue
-        finally:
-            for probe in probes:
-                probe.close()
-        return range(first, first + 3)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours, ExitStack() as probes:
+            try:
+                ours.bind(f"\0unkey tested ports {first}")
+                for number in range(3):
+                    probes.enter_context(socket.socket()).bind((ports.HOST, first + number))
+            except OSError:
+                continue
+            probes.close()
+            yield range(first, first + 3)
+            return
     raise AssertionError("no three ports in a row are free")

@@ -87,3 +87,16 @@ def test_a_stranger_on_a_port_and_a_damaged_file_are_gone_around(
         stranger.listen()
         one, two = folder(tmp_path, "one"), folder(tmp_path, "two")
         assert {ports.take(one, now()), ports.take(two, now())} == set(numbers[1:])
+
+
+def test_two_installations_never_give_out_the_same_port(numbers: range, tmp_path: Path) -> None:
+    one, other = (Ports(tmp_path / name / "ports.json", numbers) for name in ("one", "other"))
+    first, second = folder(tmp_path / "one", "i"), folder(tmp_path / "other", "i")
+    # Nobody listens yet: what was started there may take its time.
+    assert {one.take(first, now()), other.take(second, now()), one.take(first, now())} == set(numbers)
+    # What the first gave up is its own to rest; for another installation it is a port like any other.
+    assert other.take(second, now()) in numbers
+    one.release(first)
+    other.release(second)
+    third = Ports(tmp_path / "third" / "ports.json", numbers)
+    assert {third.take(folder(tmp_path / "third", name), now()) for name in "abc"} == set(numbers)
