@@ -185,6 +185,11 @@ def test_a_reroll_keeps_all_but_the_text_and_ends_the_old_key_as_told(tenant: Te
     body = {"name": "ci", "permissions": ["api.*.create_api"]}
     old = tenant("rootKeys.createKey", body)
     kept = tenant("rootKeys.rerollKey", {"keyId": old["keyId"], "expiration": None})
+    listed = {row["keyId"]: row for row in tenant("rootKeys.listKeys", {})}
+    assert listed[old["keyId"]]["expires"] is None
+    with clock.shifted(timedelta(days=3650)):
+        for key in (old, kept):
+            Tenant(tenant.workspace, key["key"])("apis.createApi", {"name": "abc"})
     graced = tenant("rootKeys.rerollKey", {"keyId": old["keyId"], "expiration": 3_600_000})
     for key in (old, kept, graced):
         Tenant(tenant.workspace, key["key"])("apis.createApi", {"name": "abc"})
