@@ -34,6 +34,7 @@ class FakeControlPlane:
         self.asked: list[int] = []
         self.edges_know = True
         self.failing = 0
+        self.unheard: list[dict[str, Any]] = []
         self.away = False
         self.streams = 0
         self.closing = False
@@ -184,15 +185,17 @@ class _Handler(BaseHTTPRequestHandler):
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         if not self._authorized():
             return
-        if self.plane.failing > 0:
-            self.plane.failing -= 1
-            self._answer(500, b"{}")
-            return
         body = json.loads(raw)
         plane = self.plane
         answer: dict[str, Any] = {}
+        status = 200
         with plane.changed:
-            if self.path == "/internal/instances/report":
+            if plane.failing > 0:
+                plane.failing -= 1
+                status = 500
+                if self.path == "/internal/instances/report":
+                    plane.unheard.append(body)
+            elif self.path == "/internal/instances/report":
                 plane.reports.append(body)
                 answer = {"version": len(plane.reports)}
             elif self.path == "/internal/instances/applied":
@@ -205,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
             elif self.path == "/internal/secrets":
                 answer = {"variables": plane.secrets.get(body["deploymentId"], {})}
             plane.changed.notify_all()
-        self._answer(200, json.dumps(answer).encode())
+        self._answer(status, json.dumps(answer).encode())
 
     def _watch(self, version: int) -> None:
         plane = self.plane

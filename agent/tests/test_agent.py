@@ -227,12 +227,22 @@ def test_row_that_cannot_be_applied_is_reported_and_does_not_block_the_next(plan
 
 
 def test_report_is_repeated_until_it_is_heard_and_the_newest_wins(plane, image, in_process):
-    plane.failing = 6
+    plane.failing = sys.maxsize
     plane.topology("d_1", image, PYTHON)
+
+    def statuses(report):
+        return [instance["status"] for instance in report["instances"]]
 
     async def scenario():
         async with in_process():
+            await plane.soon(lambda: [report for report in plane.unheard if statuses(report) == ["running"]])
+            with plane.changed:
+                plane.failing = 0
             await asyncio.to_thread(plane.running, "d_1")
+            # What had been tried before and is no longer so was not told any more.
+            assert plane.history("d_1") == [["running"]]
+            assert ["pending"] in map(statuses, plane.unheard)
+            assert plane.reports[0]["number"] > max(report["number"] for report in plane.unheard)
 
     run(scenario())
 
