@@ -146,7 +146,7 @@ _RULES: dict[str, Schema | Field] = {
     "basicauth": optional(BASICAUTH),
     "ipRules": optional(IP_RULES),
     "ratelimit": optional(RATELIMIT),
-    "firewall": optional(obj({"action": string(choices=("ACTION_DENY",))})),
+    "firewall": optional(obj({"action": string(choices=("ACTION_DENY", "ACTION_LOG"))})),
     "openapi": optional(obj({})),
     "logging": optional(LOGGING),
 }

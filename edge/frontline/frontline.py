@@ -7,6 +7,7 @@ next request, and a request in flight ends where it began.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from edge.frontline.jwks import KeySets
@@ -16,10 +17,11 @@ from edge.frontline.waking import Ask, Doze, Waker
 from edge.http.proxy import forward
 from edge.http.request import Request
 from edge.http.upstream import Pool
-from edge.sentinel.decision import Allow, Decision, Refuse
+from edge.sentinel.decision import Allow, Decision, Read, Refuse
 from edge.sentinel.engine import Engine, compile_policies
 from edge.sentinel.jwtauth import OpenKeys
 from edge.sentinel.keyauth import Note, Verify
+from edge.store.records import Sentinel
 from edge.verify.limiter import Limiter
 from edge.verify.steps import Subject
 from unkey.errors import (
@@ -115,6 +117,7 @@ class Frontline:
         self._redirect_port = redirect_port
         self._lines = f"X-Unkey-Frontline-Id: {edge_id}\r\nX-Unkey-Region: {region}\r\n".encode()
         self._gates: dict[str, Gate] = {}
+        self._engines: dict[str, Engine] = {}
         self._apps: dict[str, str] = {}
         self._note_use = note_use
         self._deciding: set[asyncio.Task[None]] = set()
@@ -146,30 +149,38 @@ class Frontline:
         gate = self._gates.get(route.deployment_id) or self._gate(route.deployment_id)
         if gate.refusal is not None:
             return self._refuse(request, gate.refusal)
-        decision = gate.engine.decide(request)
+        self._act(request, gate, gate.engine.decide(request))
+
+    def _act(self, request: Request, gate: Gate, decision: Decision | Awaitable[Decision]) -> None:
+        """Do what was decided of a request."""
         if isinstance(decision, Allow):
+            request.found = decision.found
             self._forward(request, gate, decision)
         elif isinstance(decision, Refuse):
+            request.found = decision.found
             self._refuse(request, decision.fault, decision.response_lines)
+        elif isinstance(decision, Read):
+            request.read_body(decision.limit, partial(self._judge, gate, decision), self._refuse)
         else:
             task = asyncio.get_running_loop().create_task(self._decide_later(request, gate, decision))
             self._deciding.add(task)
             task.add_done_callback(self._deciding.discard)
 
+    def _judge(self, gate: Gate, reading: Read, request: Request, body: bytes) -> None:
+        """Decide on a request whose body had to be read; it is sent on as it came."""
+        request.keep_body(body)
+        self._act(request, gate, reading.go_on(body))
+
     async def _decide_later(self, request: Request, gate: Gate, deciding: Awaitable[Decision]) -> None:
         try:
             decision = await deciding
-            if isinstance(decision, Allow):
-                self._forward(request, gate, decision)
-            else:
-                self._refuse(request, decision.fault, decision.response_lines)
+            if request.connection.request is request:  # else the client left meanwhile
+                self._act(request, gate, decision)
         except Exception:
             log.exception("a request could not be decided", extra={"request_id": request.id})
             self._refuse(request, FrontlineInternalError("The edge failed to handle this request."))
 
     def _forward(self, request: Request, gate: Gate, decision: Allow, response_lines: bytes = b"") -> None:
-        if request.connection.request is not request:
-            return  # the client left while its key was read
         if gate.doze is not _AWAKE:
             return self.waker.hold(request, gate.deployment_id, decision)
         self.forwarded += 1
@@ -206,6 +217,7 @@ class Frontline:
         """Put together what stands before a deployment, and remember it until something changes."""
         if len(self._gates) >= _REMEMBERED:
             self._gates.clear()
+            self._engines.clear()
             self._apps.clear()
         sentinel = self._store.sentinel(deployment_id)
         running: dict[str, list[str]] = {}
@@ -232,16 +244,22 @@ class Frontline:
             if sentinel.desired_state == "running":
                 refusal = NoRunningInstances("The app has no running instance.")
         if sentinel is not None and refusal is None:
-            engine = compile_policies(
-                sentinel.policies,
-                workspace_id=sentinel.workspace_id,
-                verifier=self._verifier,
-                limiter=self._limiter,
-                open_keys=self._open_keys,
-                note=self._note_for(deployment_id),
-            )
+            engine = self._engines.get(deployment_id) or self._compile(sentinel)
         gate = self._gates[deployment_id] = Gate(deployment_id, engine, addresses, refusal, doze)
         return gate
+
+    def _compile(self, sentinel: Sentinel) -> Engine:
+        """Compile what is enforced before a deployment; once, however often its instances change."""
+        deployment_id = sentinel.deployment_id
+        engine = self._engines[deployment_id] = compile_policies(
+            sentinel.policies,
+            workspace_id=sentinel.workspace_id,
+            verifier=self._verifier,
+            limiter=self._limiter,
+            open_keys=self._open_keys,
+            note=self._note_for(deployment_id),
+        )
+        return engine
 
     def _note_for(self, deployment_id: str) -> Note | None:
         told = self._note_use
@@ -256,5 +274,7 @@ class Frontline:
         if stream in ("sentinels", "instances"):
             for record in records:
                 self._gates.pop(record.deployment_id, None)
+                if stream == "sentinels":
+                    self._engines.pop(record.deployment_id, None)
                 self._apps.pop(record.deployment_id, None)
                 self.waker.changed(record.deployment_id)

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edge.http import refusal
 from unkey.errors import Fault, MalformedRequest, RequestBodyTooLarge
@@ -31,7 +31,8 @@ REASONS = {
 }  # fmt: skip
 STATUS_LINES = {status: b"HTTP/1.1 %d %b\r\n" % (status, reason) for status, reason in REASONS.items()}
 
-_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._~!$&'()*+,;=%-]+?)\.?(?::[0-9]{0,5})?")
+# No comma, though RFC 3986 has it: in X-Forwarded-Host it would make two hosts of one.
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]+\]|(?!\.)[A-Za-z0-9._~!$&'()*+;=%-]+?)\.?(?::[0-9]{0,5})?")
 
 _ID_PREFIX = f"req_{os.urandom(5).hex()}"
 _id_numbers = itertools.count()
@@ -128,7 +129,7 @@ class Request:
     """One request on a connection, until its response is complete; see `Head` for what it asks."""
 
     __slots__ = (
-        "body_ended", "connection", "expects_continue", "fields", "head", "host", "host_field", "http10",
+        "body_ended", "connection", "expects_continue", "fields", "found", "head", "host", "host_field", "http10",
         "id", "keep_alive", "length", "method", "pieces", "sink", "size", "started", "status", "target",
         "upgrade",
     )  # fmt: skip
@@ -153,6 +154,7 @@ class Request:
         self.pieces: list[bytes] = []
         self.size = 0  # bytes of body received so far
         self.sink: BodySink | None = None
+        self.found: Any = None  # what the handler has found out of it, for whoever notes requests
 
     @property
     def path(self) -> bytes:
@@ -206,6 +208,15 @@ class Request:
         """Return what has arrived of the body and was not taken yet."""
         pieces, self.pieces = self.pieces, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def keep_body(self, body: bytes) -> None:
+        """Put the whole body back that was read, so that it can be sent on."""
+        self.pieces = [body] if body else []
+        if self.expects_continue:
+            # The client was told to go on: nobody has to tell it once more.
+            self.expects_continue = False
+            self.head = self.head.retargeted(self.head.target)
+            self.head.onward = b""
 
     def read_body(
         self,

@@ -1,6 +1,7 @@
 """What a sentinel decides, what it looks at, and what one policy hands to the next."""
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
+from time import perf_counter_ns
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -40,20 +41,35 @@ class Allow(Struct, frozen=True):
     Args:
         request_lines: headers for the app, each line with CRLF.
         response_lines: headers for the client.
+        found: what the policies have found; None: none was asked.
     """
 
     request_lines: bytes = b""
     response_lines: bytes = b""
+    found: "State | None" = None
 
 
 class Refuse(Struct, frozen=True):
-    """The request ends here; `response_lines` go with the error's answer."""
+    """The request ends here; `response_lines` go with the error's answer, `found` as for `Allow`."""
 
     fault: Fault
     response_lines: bytes = b""
+    found: "State | None" = None
 
 
-Decision = Allow | Refuse
+class Read(Struct, frozen=True):
+    """The request's body is needed before anything can be decided.
+
+    Args:
+        limit: most bytes that it may have.
+        go_on: decides with the whole body.
+    """
+
+    limit: int
+    go_on: "Callable[[bytes], Decision | Awaitable[Decision]]"
+
+
+Decision = Allow | Refuse | Read
 
 
 class Rate:
@@ -94,27 +110,59 @@ class Rate:
 class State:
     """What the policies of one request have found so far.
 
-    `principal` is who calls, once a policy has established it, and `request_lines` tell it to the app.
+    Args:
+        timed: note how long each policy takes.
+
+    Attributes:
+        principal: who calls, once a policy has established it; `request_lines` tell it to the app.
+        rate: the most restrictive rate limit.
+        trace: a text for each policy, in order: its id, its kind, and what came of it.
+        times: when each of them was through, nanoseconds, the start first; None: nobody asked.
+        recorded: what logging policies want recorded, see `edge.sentinel.recording`.
     """
 
-    __slots__ = ("principal", "rate", "request_lines")
+    __slots__ = ("principal", "rate", "recorded", "request_lines", "times", "trace")
 
-    def __init__(self) -> None:
+    def __init__(self, timed: bool = False) -> None:
         self.principal: dict[str, Any] | None = None
         self.request_lines = b""
         self.rate: Rate | None = None
+        self.trace: list[str] = []
+        self.times: list[int] | None = [perf_counter_ns()] if timed else None
+        self.recorded: Any = None
 
     def rated(self, rate: Rate) -> None:
         """Remember a rate limit's outcome if it is the most restrictive one."""
         if rate.tighter_than(self.rate):
             self.rate = rate
 
+    def note(self, text: str) -> None:
+        """Note what came of the next policy."""
+        self.trace.append(text)
+        if self.times is not None:
+            self.times.append(perf_counter_ns())
+
+
+class Body(Struct, frozen=True):
+    """A policy has to see the request's body.
+
+    Args:
+        limit: most bytes that it may have.
+        judge: returns why the request is refused, None to go on.
+    """
+
+    limit: int
+    judge: Callable[[bytes], Fault | None]
+
+
+Outcome = Fault | Body | None
+
 
 class Rule(Protocol):
     """One compiled policy."""
 
-    def apply(self, call: Call, state: State) -> Fault | Awaitable[Fault | None] | None:
-        """Return why the request is refused, None to go on."""
+    def apply(self, call: Call, state: State) -> Outcome | Awaitable[Outcome]:
+        """Return why the request is refused, None to go on, or that the body must be seen."""
 
 
 class Unsupported(ValueError):

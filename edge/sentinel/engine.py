@@ -10,7 +10,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from edge.sentinel.basicauth import BasicAuth
-from edge.sentinel.decision import Allow, Call, Decision, Refuse, Rule, State, Unsupported
+from edge.sentinel.decision import (
+    Allow,
+    Body,
+    Call,
+    Decision,
+    Outcome,
+    Read,
+    Refuse,
+    Rule,
+    State,
+    Unsupported,
+)
 from edge.sentinel.iprules import IpRules
 from edge.sentinel.jwtauth import JwtAuth, OpenKeys, StaticKeys
 from edge.sentinel.keyauth import Keyauth, Note, Verify
@@ -24,17 +35,33 @@ ALLOW = Allow()
 _DESCRIPTION = frozenset({"id", "name", "enabled", "match", "type"})
 
 
-class _Firewall:
+class _Deny:
+    passed = "passed"
+
     def apply(self, call: Call, state: State) -> Fault | None:
         return FirewallDenied("Forbidden")
 
 
-class _Policy:
-    __slots__ = ("conditions", "rule")
+class _Watch:
+    """A firewall policy that is tried out: what it matches is told in the log, and passes."""
 
-    def __init__(self, conditions: tuple[Condition, ...], rule: Rule) -> None:
+    passed = "matched"
+
+    def apply(self, call: Call, state: State) -> None:
+        return None
+
+
+class _Policy:
+    __slots__ = ("conditions", "label", "passed", "rule", "skipped")
+
+    def __init__(
+        self, policy: dict[str, Any], kind: str, conditions: tuple[Condition, ...], rule: Rule
+    ) -> None:
         self.conditions = conditions
         self.rule = rule
+        self.label = f"{_token(policy.get('id') or policy.get('name'))} {kind}"
+        self.passed = f"{self.label} {getattr(rule, 'passed', 'passed')}"
+        self.skipped = f"{self.label} skipped"
 
 
 class Engine:
@@ -49,51 +76,63 @@ class Engine:
         self._policies = policies
         self.broken = broken
 
-    def decide(self, call: Call) -> Decision | Awaitable[Decision]:
-        """Ask the policies that match, in order; the first refusal ends."""
+    def decide(self, call: Call, *, timed: bool = False) -> Decision | Awaitable[Decision]:
+        """Ask the policies that match, in order; the first refusal ends.
+
+        Args:
+            call: the request.
+            timed: note in `State.times` how long each takes.
+        """
         if self.broken:
             return Refuse(InvalidConfiguration(f"The gateway policies cannot be evaluated: {self.broken}."))
         if not self._policies:
             return ALLOW
-        state = State()
-        for index, policy in enumerate(self._policies):
+        return self._go_on(call, State(timed), 0)
+
+    def _go_on(self, call: Call, state: State, index: int) -> Decision | Awaitable[Decision]:
+        """Ask the policies from a place on."""
+        note = state.trace.append if state.times is None else state.note
+        for policy in self._policies[index:] if index else self._policies:
             for condition in policy.conditions:
                 if not condition(call):
+                    note(policy.skipped)
                     break
             else:
                 outcome = policy.rule.apply(call, state)
                 if outcome is None:
-                    continue
-                if isinstance(outcome, Fault):
-                    return _refusal(outcome, state)
-                return self._decide_later(outcome, call, state, index + 1)
-        return _admission(state)
+                    note(policy.passed)
+                else:
+                    return self._settle(outcome, call, state)
+        if state.rate is None:
+            return Allow(state.request_lines, b"", state)
+        return Allow(state.request_lines, state.rate.lines(clock.now_ms()), state)
 
-    async def _decide_later(
-        self, waiting: Awaitable[Fault | None], call: Call, state: State, index: int
-    ) -> Decision:
-        fault = await waiting
-        if fault is not None:
-            return _refusal(fault, state)
-        for policy in self._policies[index:]:
-            if not all(condition(call) for condition in policy.conditions):
-                continue
-            outcome = policy.rule.apply(call, state)
-            if outcome is not None and not isinstance(outcome, Fault):
-                outcome = await outcome
-            if outcome is not None:
-                return _refusal(outcome, state)
-        return _admission(state)
+    def _settle(
+        self, outcome: Outcome | Awaitable[Outcome], call: Call, state: State
+    ) -> Decision | Awaitable[Decision]:
+        """Go on from what came of the policy that is next in the trace."""
+        index = len(state.trace)
+        if outcome is None:
+            state.note(self._policies[index].passed)
+            return self._go_on(call, state, index + 1)
+        if isinstance(outcome, Fault):
+            code = outcome.kind.code.rpartition(":")[2]
+            state.note(f"{self._policies[index].label} refused {code}")
+            lines = state.rate.lines(clock.now_ms()) if state.rate is not None else b""
+            return Refuse(outcome, lines, state)
+        if isinstance(outcome, Body):
+            judge = outcome.judge
+            return Read(outcome.limit, lambda body: self._settle(judge(body), call, state))
+        return self._settle_later(outcome, call, state)
+
+    async def _settle_later(self, waiting: Awaitable[Outcome], call: Call, state: State) -> Decision:
+        decision = self._settle(await waiting, call, state)
+        return decision if isinstance(decision, Allow | Refuse | Read) else await decision
 
 
-def _admission(state: State) -> Allow:
-    if state.rate is None:
-        return Allow(state.request_lines) if state.request_lines else ALLOW
-    return Allow(state.request_lines, state.rate.lines(clock.now_ms()))
-
-
-def _refusal(fault: Fault, state: State) -> Refuse:
-    return Refuse(fault, state.rate.lines(clock.now_ms()) if state.rate is not None else b"")
+def _token(name: Any) -> str:
+    """Return a policy's id so that it may stand in a header, among others."""
+    return "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in str(name))
 
 
 def compile_policies(
@@ -122,9 +161,8 @@ def compile_policies(
         if policy.get("enabled") is not True:
             continue
         try:
-            rule = _rule(policy, workspace_id, verifier, limiter, open_keys, note)
-            if rule is not None:
-                compiled.append(_Policy(compile_match(policy.get("match")), rule))
+            kind, rule = _rule(policy, workspace_id, verifier, limiter, open_keys, note)
+            compiled.append(_Policy(policy, kind, compile_match(policy.get("match")), rule))
         except Unsupported as error:
             return Engine((), f"policy {policy.get('name') or policy.get('id')!r}: {error}")
     return Engine(tuple(compiled))
@@ -153,7 +191,7 @@ def _rule(
     limiter: Limiter,
     open_keys: OpenKeys,
     note: Note | None,
-) -> Rule | None:
+) -> tuple[str, Rule]:
     kinds = [kind for kind, body in policy.items() if kind not in _DESCRIPTION and body is not None]
     if len(kinds) != 1:
         raise Unsupported(f"it needs exactly one kind, not {', '.join(kinds) or 'none'}")
@@ -162,15 +200,17 @@ def _rule(
     if not isinstance(body, dict):
         raise Unsupported(f"{kind} is not an object")
     if kind == "keyauth":
-        return Keyauth(body, verifier, note)
+        return kind, Keyauth(body, verifier, note)
     if kind in _OF_A_REQUEST:
-        return _OF_A_REQUEST[kind](body, open_keys)
+        return kind, _OF_A_REQUEST[kind](body, open_keys)
     if kind == "ratelimit":
-        return Ratelimit(body, str(policy.get("id") or policy.get("name")), workspace_id, limiter)
+        return kind, Ratelimit(body, str(policy.get("id") or policy.get("name")), workspace_id, limiter)
     if kind == "firewall":
-        if body.get("action") not in ("ACTION_DENY", 1):
-            raise Unsupported(f"the firewall action {body.get('action')!r} is not known")
-        return _Firewall()
+        if body.get("action") in ("ACTION_DENY", 1):
+            return kind, _Deny()
+        if body.get("action") in ("ACTION_LOG", 2):
+            return kind, _Watch()
+        raise Unsupported(f"the firewall action {body.get('action')!r} is not known")
     if kind == "logging":
-        return None  # says what to record, and refuses nobody
+        return kind, _Watch()
     raise Unsupported(f"this edge cannot evaluate {kind}")
