@@ -48,6 +48,8 @@ class ChunkDecoder:
                 self._check_partial(text, at)
                 self._held = text[at:]
                 break
+            if line.end() - at > _LINE_BYTES:
+                raise BadChunk("a chunk's extension is too long")
             at = line.end()
             if chunk := int(line[1], 16):
                 self._remaining = chunk + 2
@@ -76,6 +78,8 @@ class ChunkDecoder:
     def _end(self, text: bytes, pieces: list[bytes]) -> tuple[list[bytes], bool, bytes]:
         at = 0
         while True:
+            if at > _TRAILER_BYTES:
+                break
             if text.startswith(b"\r\n", at):
                 self.trailers = text[:at]
                 return pieces, True, text[at + 2 :]

@@ -60,6 +60,7 @@ class Connection(asyncio.Protocol):
     """One client connection of a `Server`."""
 
     __slots__ = (
+        "_begun",
         "_believes",
         "_decoder",
         "_fields",
@@ -97,6 +98,7 @@ class Connection(asyncio.Protocol):
         self.eof = False
         self.full = False  # the client does not take its answers
         self.paused = False
+        self._begun = False  # a head has begun to come, and has not ended
         self._believes: bool | None = None
         self._parser: Any = None
         self._held = b""
@@ -271,11 +273,12 @@ class Connection(asyncio.Protocol):
         if last and data.startswith(last):  # clients repeat themselves on a kept connection
             return self._begin(data, len(last))
         limits = self.server.limits
-        if data.startswith(b"\r\n"):  # RFC 9112, 2.2: one empty line before a request is read over
+        while data.startswith(b"\r\n"):  # RFC 9112, 2.2: empty lines before a request are read over
             data = data[2:]
         end = data.find(b"\r\n\r\n") + 4
         if end == 3:
-            if not self._held:
+            if data and not self._begun:
+                self._begun = True
                 self.deadline = self.server.now + limits.header_seconds
             if len(data) > limits.head_bytes:
                 self._refuse_head(RequestHeadersTooLarge(f"A head may have {limits.head_bytes} bytes."))
@@ -317,6 +320,7 @@ class Connection(asyncio.Protocol):
         limits = self.server.limits
         request = Request(self, self._last)
         self.request = request
+        self._begun = False
         self.deadline = self.server.now + limits.request_seconds
         if request.length:
             if request.length > 0:
@@ -371,6 +375,8 @@ class Connection(asyncio.Protocol):
             raise RequestHeadersTooLarge(f"A request may have {self.server.limits.header_count} headers.")
         if method == b"CONNECT":
             raise MethodNotAllowed("This is not a forward proxy.")
+        if method == b"TRACE":  # it would show a page's script what cookies its browser hides from it
+            raise MethodNotAllowed("TRACE is not passed on.")
         length, keep_alive = 0, not http10
         host_field: bytes | None = None
         upgrade, wants_upgrade, expects = b"", False, False
@@ -568,12 +574,11 @@ class Connection(asyncio.Protocol):
             self.transport.close()
 
     def _hang_up(self) -> None:
-        if self.phase != Phase.BODY or self.eof:
-            self.transport.close()
-            self.phase = Phase.LINGER
-            return
-        # Closing while the client still sends would reset the connection and take the answer with it.
         self.phase = Phase.LINGER
+        if self.eof:
+            return self.transport.close()
+        # Closing while the client still sends would reset the connection and take the answer with it
+        # (RFC 9112, 9.6).
         self.deadline = self.server.now + _LINGER_SECONDS
         self.resume_reading()
         if self.transport.can_write_eof():

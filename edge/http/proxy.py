@@ -66,7 +66,7 @@ def request_head(request: Request) -> bytes:
     for lower, name, value in request.fields:
         if lower == b"connection":
             named.update(token.strip(b" \t") for token in value.lower().split(b","))
-        elif lower not in _NOT_FORWARDED and not lower.startswith(b"x-unkey-"):
+        elif not _ours(lower.replace(b"_", b"-")):  # which are one and the same to WSGI and CGI
             lines.append(b"%b: %b\r\n" % (name, value))
     if named - {b"keep-alive", b"close", b"upgrade"}:
         lines[1:] = [line for line in lines[1:] if line.partition(b":")[0].lower() not in named]
@@ -83,6 +83,10 @@ def request_head(request: Request) -> bytes:
         % (request.head.hops, b"https" if request.secure else b"http", request.host_field)
     )
     return b"".join(lines)
+
+
+def _ours(name: bytes) -> bool:
+    return name in _NOT_FORWARDED or name.startswith(b"x-unkey-")
 
 
 def _has_length(request: Request) -> bool:

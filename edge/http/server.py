@@ -157,5 +157,9 @@ class Server:
         await asyncio.sleep(0)
 
     def _in_flight(self) -> bool:
-        # What lingers or is being closed has its answer already written or buffered.
-        return any(each.phase != Phase.HEAD for each in self.connections)
+        # What lingers has only to be written out.
+        return any(
+            each.phase != Phase.HEAD
+            and (each.phase != Phase.LINGER or each.transport.get_write_buffer_size() > 0)
+            for each in self.connections
+        )
