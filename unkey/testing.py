@@ -79,11 +79,15 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_passwords() -> None:
-    """Hash passwords of this process quickly: half a second for each account would be most of its test."""
+def quick_web() -> None:
+    """Spare web of this process what a test would spend most of its time with.
+
+    Half a second for the hash of each account's password, and, for each client, a look at all static files.
+    """
     from django.conf import settings
 
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    settings.WHITENOISE_AUTOREFRESH = True
 
 
 @pytest.fixture(scope="session")
