@@ -7,13 +7,15 @@ as another is refused (docs/credits.md). `spend` is synchronous while a lease ho
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from math import inf
 from typing import Protocol
 
 import structlog
+from msgspec import Struct
 
 from edge.store.database import DatabaseGone
 from edge.store.ledger import Ledger
@@ -24,7 +26,7 @@ from unkey import ids
 log = structlog.get_logger("edge.store")
 
 FIRST_BATCH = 100
-LARGEST_BATCH = 10_000
+LARGEST_BATCH = 1_000_000
 IDLE_SECONDS = 60.0
 ASK_AGAIN_SECONDS = 1.0
 # How long a verification waits for credits that another edge holds and is asked to give back, and how
@@ -33,8 +35,14 @@ CALL_BACK_SECONDS = 2.0
 IN_VAIN_SECONDS = 30.0
 _LOOK_AGAIN_SECONDS = 0.1
 # How long a batch should last: a thousand busy keys must not keep the database asking for their credits.
-_QUICK_SECONDS = 10.0
-_SLOW_SECONDS = 60.0
+_BATCH_SECONDS = 20.0
+# How much larger one may be than the one before: a moment of haste is no rate.
+_GROWTH = 4
+# Leases that the database is told of, or that are looked at, in one go: each second, so that neither a
+# transaction nor the event loop is held up by how many there are.
+_TOLD_AT_ONCE = 2_000
+_LOOKED_AT_AT_ONCE = 5_000
+_GIVEN_BACK_AT_ONCE = 500
 
 
 class Granted(Protocol):
@@ -61,16 +69,31 @@ class Granted(Protocol):
         """What is missing is held by other edges."""
 
 
+class Wish(Struct, frozen=True):
+    """Asks to move credits from a key to a lease.
+
+    Args:
+        epoch: the epoch that is known here; nothing is granted in another.
+        least: nothing is granted if fewer are left.
+        most: how many would be good to have, ahead of need.
+        wanted: what callers wait for now.
+        call_back: where there are too few left, other edges are to give back theirs.
+    """
+
+    lease_id: str
+    key_id: str
+    epoch: int
+    least: int
+    most: int
+    wanted: int
+    call_back: bool
+
+
 class Bank(Protocol):
     """The database's side of leasing; each call may raise `DatabaseGone`."""
 
-    async def lease(
-        self, lease_id: str, key_id: str, epoch: int, least: int, most: int, wanted: int, call_back: bool
-    ) -> Granted:
-        """Move credits from a key to a lease; callers wait for `wanted` of them.
-
-        Where there are too few left, `call_back` has other edges give back theirs.
-        """
+    async def lease(self, wish: Wish) -> Granted:
+        """Move credits from a key to a lease, together with what others wish for at the time."""
 
     async def report(self, spent: Mapping[str, int]) -> set[str]:
         """Record what was spent; return the leases that are gone."""
@@ -89,9 +112,9 @@ class Lease:
     slot: int
     amount: int
     spent: int
-    reported: int = 0
     batch: int = FIRST_BATCH
     topped_up_at: float = 0.0
+    spent_before: int = 0  # it was topped up
     used_at: float = 0.0
     few: bool = False
     called: bool = False  # back, by a change of its key
@@ -131,6 +154,9 @@ class Wallet:
         self._asking: dict[str, asyncio.Task[None]] = {}
         # What callers wait for, by key.
         self._wanted: Counter[str] = Counter()
+        # Leases that were spent from since the database was told, by their ids.
+        self._spent_from: dict[str, Lease] = {}
+        self._looked_at: list[Lease] = []
         # Until when credits that were called back may come, and when to hope for any again.
         self._hopes: Lru[str, tuple[float, float]] = Lru(capacity)
         self._returning: set[asyncio.Task[None]] = set()
@@ -218,6 +244,7 @@ class Wallet:
         lease.spent += cost
         self._ledger.set_spent(lease.slot, lease.spent)
         lease.used_at = self._clock()
+        self._spent_from[lease.id] = lease
         left -= cost
         elsewhere = self._known(key)
         if elsewhere and left < lease.batch // 2 and not lease.few and key.id not in self._asking:
@@ -290,23 +317,37 @@ class Wallet:
         now = self._clock()
         await self._renew()
         await self._settle()
-        idle = [
-            lease
-            for lease in self._leases.values()
-            if now - lease.used_at > IDLE_SECONDS or lease.spent == lease.amount or lease.called
-        ]
-        await self._give_back(idle)
+        self._looked_at = self._looked_at or list(self._leases.values())
+        looking = self._looked_at[-_LOOKED_AT_AT_ONCE:]
+        del self._looked_at[-_LOOKED_AT_AT_ONCE:]
+        await self._give_back(
+            [
+                lease
+                for lease in looking
+                if now - lease.used_at > IDLE_SECONDS or lease.spent == lease.amount or lease.called
+            ]
+        )
 
     async def _renew(self) -> None:
-        leases = [lease for lease in self._leases.values() if lease.spent != lease.reported]
+        """Tell what was spent of the leases that were spent from, those first that wait longest."""
+        leases = list(islice(self._spent_from.values(), _TOLD_AT_ONCE))
         if not leases:
             return
         told = {lease.id: lease.spent for lease in leases}
-        gone = await self._bank.report(told)
         for lease in leases:
-            lease.reported = told[lease.id]
-            if lease.id in gone and self._leases.get(lease.key_id) is lease:
+            # What is spent from here on will be told the next time.
+            del self._spent_from[lease.id]
+        try:
+            gone = await self._bank.report(told)
+        except BaseException:
+            self._spent_from.update((lease.id, lease) for lease in leases if self._holds(lease))
+            raise
+        for lease in leases:
+            if lease.id in gone and self._holds(lease):
                 self._drop(lease)
+
+    def _holds(self, lease: Lease) -> bool:
+        return self._leases.get(lease.key_id) is lease
 
     async def close(self) -> None:
         """Give every lease back.
@@ -320,24 +361,24 @@ class Wallet:
         await self._give_back(list(self._leases.values()))
 
     async def _settle(self) -> None:
-        if self._loose:
-            loose = dict(self._loose)
+        while self._loose:
+            loose = dict(islice(self._loose.items(), _GIVEN_BACK_AT_ONCE))
             await self._bank.give_back({lease_id: spent for lease_id, (_, spent) in loose.items()})
             for lease_id, (slot, _) in loose.items():
                 del self._loose[lease_id]
                 self._ledger.close_slot(slot)
 
-    async def _give_back(self, leases: list[Lease]) -> None:
-        # One that is being topped up is in use: what it is topped up by would be spent and given back too.
-        leases = [
-            lease
-            for lease in leases
-            if lease.key_id not in self._asking and self._leases.get(lease.key_id) is lease
-        ]
-        if not leases:
-            return
+    async def _give_back(self, leases: Sequence[Lease]) -> None:
+        for start in range(0, len(leases), _GIVEN_BACK_AT_ONCE):
+            # One that is being topped up is in use: what it is topped up by would be spent and given back too.
+            part = leases[start : start + _GIVEN_BACK_AT_ONCE]
+            part = [lease for lease in part if lease.key_id not in self._asking and self._holds(lease)]
+            if part:
+                await self._give_back_some(part)
+
+    async def _give_back_some(self, leases: Sequence[Lease]) -> None:
         for lease in leases:
-            del self._leases[lease.key_id]
+            self._forget(lease)
             self._ledger.end(lease.slot)
         try:
             known = await self._bank.give_back({lease.id: lease.spent for lease in leases})
@@ -360,8 +401,12 @@ class Wallet:
             return key.remaining or 0
         return known[1]
 
-    def _drop(self, lease: Lease) -> None:
+    def _forget(self, lease: Lease) -> None:
         del self._leases[lease.key_id]
+        self._spent_from.pop(lease.id, None)
+
+    def _drop(self, lease: Lease) -> None:
+        self._forget(lease)
         self._ledger.close_slot(lease.slot)
 
     def _ask(self, key: KeyRecord, least: int) -> "Awaitable[None]":
@@ -393,19 +438,22 @@ class Wallet:
             lease_id = ids.new("lease")
             lease = Lease(lease_id, key.id, key.credits_epoch, -1, 0, 0, used_at=now)
             lease.slot = self._ledger.open(lease_id, key.id, key.credits_epoch)
-        elif now - lease.topped_up_at < _QUICK_SECONDS:
-            lease.batch = min(lease.batch * 4, LARGEST_BATCH)
-        elif now - lease.topped_up_at > _SLOW_SECONDS:
-            lease.batch = max(lease.batch // 2, FIRST_BATCH)
+        elif lease.topped_up_at:
+            lasted = max(now - lease.topped_up_at, 0.001)
+            rate = (lease.spent - lease.spent_before) / lasted
+            batch = min(int(rate * _BATCH_SECONDS), lease.batch * _GROWTH, LARGEST_BATCH)
+            lease.batch = max(batch, FIRST_BATCH)
         try:
             grant = await self._bank.lease(
-                lease.id,
-                key.id,
-                lease.epoch,
-                max(least, 1),
-                max(least, lease.batch),
-                max(0, self._wanted[key.id] - lease.amount + lease.spent),
-                needed and (hope is None or now >= hope[1]),
+                Wish(
+                    lease_id=lease.id,
+                    key_id=key.id,
+                    epoch=lease.epoch,
+                    least=max(least, 1),
+                    most=max(least, lease.batch),
+                    wanted=max(0, self._wanted[key.id] - lease.amount + lease.spent),
+                    call_back=needed and (hope is None or now >= hope[1]),
+                )
             )
         except DatabaseGone as error:
             self._count("credits_database_gone")
@@ -436,6 +484,7 @@ class Wallet:
             return
         lease.amount += grant.granted
         lease.topped_up_at = now
+        lease.spent_before = lease.spent
         self._ledger.set_amount(lease.slot, lease.amount)
         current = self._leases.get(key.id)
         if fresh and current is not None:

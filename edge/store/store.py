@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
 import structlog
 
 from edge.store import disk
-from edge.store.credits import Wallet
+from edge.store.credits import Granted, Wallet, Wish
 from edge.store.database import Database, DatabaseGone
 from edge.store.held import Held
 from edge.store.ledger import Ledger
@@ -63,6 +64,7 @@ USE_SECONDS = 30.0
 TICK_SECONDS = 30.0
 _LONGEST_PAUSE = 1.0
 _OPENING_MOST = 200
+_WISHES_AT_ONCE = 200
 _AFTER_FAULT_SECONDS = 0.1
 _LONGEST_AFTER_FAULT = 5.0
 _PAGE_SECONDS = 30
@@ -684,33 +686,40 @@ class Store:
 
 
 class _Bank:
-    """Leasing by the database, in the store's database thread."""
+    """Leasing by the database, in a thread of its own; what is asked for at once is one transaction."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._wishes: list[tuple[Wish, asyncio.Future[Granted]]] = []
+        self._leasing: asyncio.Task[None] | None = None
 
-    async def lease(
-        self, lease_id: str, key_id: str, epoch: int, least: int, most: int, wanted: int, call_back: bool
-    ) -> "Grant":
-        edge_id = self._store.edge_id
+    async def lease(self, wish: Wish) -> Granted:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Granted] = loop.create_future()
+        self._wishes.append((wish, future))
+        if self._leasing is None:
+            self._leasing = loop.create_task(self._lease_all())
+        return await future
 
-        def work() -> "Grant":
-            from apps.keys import credits
-            from edge.store import feed
-
-            return credits.lease(
-                edge_id,
-                lease_id,
-                key_id,
-                epoch,
-                least=least,
-                most=most,
-                wanted=wanted,
-                edges=feed.live_edges(),
-                call_back=call_back,
-            )
-
-        return await self._store._bank(work)
+    async def _lease_all(self) -> None:
+        try:
+            while self._wishes:
+                batch, self._wishes = self._wishes[:_WISHES_AT_ONCE], self._wishes[_WISHES_AT_ONCE:]
+                try:
+                    grants = await self._store._bank(partial(_lease, self._store.edge_id, batch))
+                except Exception as error:
+                    if isinstance(error, DatabaseGone):
+                        # Nobody else would fare better: they are not made to wait for the same.
+                        batch, self._wishes = [*batch, *self._wishes], []
+                    for _, future in batch:
+                        if not future.done():
+                            future.set_exception(error)
+                else:
+                    for (_, future), grant in zip(batch, grants, strict=True):
+                        if not future.done():
+                            future.set_result(grant)
+        finally:
+            self._leasing = None
 
     async def report(self, spent: Mapping[str, int]) -> set[str]:
         def work() -> set[str]:
@@ -727,6 +736,14 @@ class _Bank:
             return credits.give_back(self._store.edge_id, spent)
 
         return await self._store._bank(work)
+
+
+def _lease(edge_id: str, batch: Sequence[tuple[Wish, object]]) -> "list[Grant]":
+    from apps.keys import credits
+    from edge.store import feed
+
+    wishes = [credits.Wish(*msgspec.structs.astuple(wish)) for wish, _ in batch]
+    return credits.lease(edge_id, wishes, edges=feed.live_edges())
 
 
 def _configure() -> None:

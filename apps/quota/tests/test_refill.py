@@ -129,7 +129,9 @@ def test_what_an_edge_has_leased_is_part_of_the_balance_and_stays_leased(tenant:
     made = key(tenant, api, 60, DAILY)
     with on("2027-03-10"):
         epoch = row(made).credits_epoch
-        assert credits.lease("edge-1", "lease_1", made, epoch, least=1, most=40).granted == 40
+        assert (
+            credits.lease("edge-1", [credits.Wish("lease_1", made, epoch, least=1, most=40)])[0].granted == 40
+        )
         credits.report_spent("edge-1", {"lease_1": 15})
         refill.start_refills()
         drain()

@@ -26,6 +26,12 @@ def balance(key):
         return balances([Key.objects.get(pk=key.pk)])[key.pk]
 
 
+def lease(key_id, epoch, *, edges=1, **numbers):
+    """Lease for an edge of the name `edge-x`."""
+    (grant,) = credits.lease("edge-x", [credits.Wish("lease_1", key_id, epoch, **numbers)], edges=edges)
+    return grant
+
+
 def codes(edge, owner, text, times, **body):
     return [edge.verify(owner.root_key, text, **body)["code"] for _ in range(times)]
 
@@ -170,7 +176,7 @@ def test_a_new_balance_voids_what_was_leased_of_the_old_one(start, owner):
 
 def test_the_lease_of_a_lost_machine_lapses_as_spent(owner):
     key, _ = owner.key(credits=Credits(10))
-    grant = credits.lease("edge-x", "lease_1", key.id, 0, least=1, most=4)
+    grant = lease(key.id, 0, least=1, most=4)
     assert (grant.granted, grant.remaining) == (4, 6)
     assert credits.lapse_expired() == 0
     with clock.shifted(timedelta(seconds=credits.LEASE_SECONDS + 1)):
@@ -183,18 +189,18 @@ def test_the_lease_of_a_lost_machine_lapses_as_spent(owner):
 @pytest.mark.parametrize(("edges", "granted"), [(1, 60), (2, 25), (5, 10)])
 def test_of_a_small_balance_one_edge_takes_all_and_several_leave_some(owner, edges, granted):
     key, _ = owner.key(credits=Credits(100))
-    grant = credits.lease("edge-x", "lease_1", key.id, 0, least=1, most=60, edges=edges)
+    grant = lease(key.id, 0, edges=edges, least=1, most=60)
     assert grant.granted == granted
 
 
 def test_nothing_is_leased_of_another_epoch_or_beyond_the_balance(owner):
     key, _ = owner.key(credits=Credits(5))
-    assert credits.lease("edge-x", "lease_1", key.id, 1, least=1, most=5).granted == 0
-    assert credits.lease("edge-x", "lease_1", key.id, 0, least=6, most=9).granted == 0
-    assert credits.lease("edge-x", "lease_1", "key_nobody", 0, least=1, most=9).granted == 0
+    assert lease(key.id, 1, least=1, most=5).granted == 0
+    assert lease(key.id, 0, least=6, most=9).granted == 0
+    assert lease("key_nobody", 0, least=1, most=9).granted == 0
     with transaction.atomic():
         owner.update(key, remaining=9)
-    assert credits.lease("edge-x", "lease_1", key.id, 0, least=1, most=5).granted == 0
+    assert lease(key.id, 0, least=1, most=5).granted == 0
     assert remaining(key) == 9
 
 

@@ -64,7 +64,7 @@ def test_what_a_dead_edge_holds_is_waited_for_once_and_then_refused_at_once(star
     assert first.verify(owner.root_key, text)["code"] == "VALID"
     first.eventually(lambda: row(key).remaining is not None)
     while row(key).remaining:
-        bank.lease("edge-a", "lease_more", key.id, 0, least=1, most=10)
+        bank.lease("edge-a", [bank.Wish("lease_more", key.id, 0, least=1, most=10)])
     first.kill()
     version = row(key).version
     assert [second.verify(owner.root_key, text)["code"] for _ in range(20)] == ["USAGE_EXCEEDED"] * 20
