@@ -2,11 +2,13 @@
 
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 NEXT = "GET /next 0"
-_NEXT_BYTES = b"GET /next HTTP/1.1\r\nHost: a.test\r\n\r\n"
+OTHERS = ("nginx", "haproxy")
+_NEXT_BYTES = b"GET /next HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n"
 _REPEATED = re.compile(r"\{([^{}]*)\*(\d+)\}")
 _STATUS = re.compile(rb"HTTP/1\.[01] (\d{3}) ")
 
@@ -18,7 +20,8 @@ class Case:
     Args:
         shown: the bytes as they are written there.
         seen: what reaches the upstream, the request for /next included.
-        others: for nginx and haproxy, where it differs, what reaches the upstream behind them.
+        others: what nginx and haproxy do, where that differs: `forwards` what the edge refuses, `refuses` what the
+            edge forwards, or forwards it `otherwise`.
     """
 
     group: str
@@ -26,9 +29,8 @@ class Case:
     shown: str
     answers: tuple[int, ...]
     seen: tuple[str, ...]
-    others: dict[str, tuple[str, ...]]
+    others: dict[str, str]
     why: str
-    wider: str
 
     @property
     def send(self) -> bytes:
@@ -49,15 +51,30 @@ def _cases() -> dict[str, Case]:
             row["send"],
             (*row["answers"], *(() if closes else (200,))),
             forwards if closes else (*forwards, NEXT),
-            {name: tuple(row[name]) for name in ("nginx", "haproxy") if name in row},
+            {name: row[name] for name in OTHERS if name in row},
             row.get("why", ""),
-            row.get("wider", ""),
         )
     assert len(cases) == len(table["request"]), "two cases have one name"
     return cases
 
 
 CASES = _cases()
+
+
+def difference(case: Case, seen: Sequence[str], *, garbled: bool) -> str:
+    """Say how another proxy differs from the edge; empty: it does not.
+
+    Args:
+        seen: what reached the upstream behind it.
+        garbled: something reached it that is not HTTP.
+    """
+    ours = [each for each in case.seen if each != NEXT]
+    theirs = [each for each in seen if each != NEXT]
+    if not ours:
+        return "forwards" if theirs or garbled else ""
+    if not theirs:
+        return "refuses"
+    return "" if theirs == ours and not garbled else "otherwise"
 
 
 def statuses(text: bytes) -> tuple[int, ...]:
