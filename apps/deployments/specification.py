@@ -1,8 +1,8 @@
 """Fetches the OpenAPI document that a running program serves, and reads it. Network, no database."""
 
+import asyncio
 import hashlib
 import re
-import time
 from dataclasses import dataclass
 
 import httpx
@@ -73,18 +73,13 @@ def fetch(address: str, path: str | None) -> Found:
     if not wanted.startswith("/") or wanted.startswith("//"):
         return Unknown(f"cannot be asked at {wanted[:64]!r}: openapiSpecPath has to begin with one slash")
     try:
-        # No redirects: a program must not make the control plane fetch something elsewhere.
-        # Instances speak plain HTTP, so no certificates are loaded for them.
-        with httpx.Client(
-            timeout=httpx.Timeout(SILENCE_SECONDS, connect=0.5),
-            follow_redirects=False,
-            trust_env=False,
-            verify=False,  # noqa: S501
-        ) as client:
-            content = _read(client, f"http://{address}{wanted}")
+        # A loop of its own in this thread: its deadline ends the connection, wherever the exchange is.
+        content = asyncio.run(_exchange(f"http://{address}{wanted}"))
         text = content.decode() if content is not None else None
     except httpx.TimeoutException:
         return Unknown(f"did not answer {wanted} in time")
+    except TimeoutError:
+        return Unknown(f"did not complete its answer to {wanted} within {TOTAL_SECONDS:g} s")
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Unknown(f"did not answer {wanted}: {str(error) or type(error).__name__}"[:FAULT_MAX])
     except UnicodeDecodeError:
@@ -116,22 +111,39 @@ def fetch_any(addresses: list[str], path: str | None) -> Found:
     return found
 
 
-def _read(client: httpx.Client, url: str) -> bytes | None:
-    deadline = time.monotonic() + TOTAL_SECONDS
+async def _exchange(url: str) -> bytes | None:
+    """Return a document, or None if there is none.
+
+    The header is bounded by the HTTP library, at 100 KiB.
+
+    Raises:
+        TimeoutError: connecting, header and body together took more than TOTAL_SECONDS.
+    """
+    async with asyncio.timeout(TOTAL_SECONDS):
+        # No redirects: a program must not make the control plane fetch something elsewhere.
+        # Instances speak plain HTTP, so no certificates are loaded for them.
+        async with httpx.AsyncClient(
+            timeout=httpx.Timeout(SILENCE_SECONDS, connect=0.5),
+            follow_redirects=False,
+            trust_env=False,
+            verify=False,  # noqa: S501
+        ) as client:
+            return await _read(client, url)
+
+
+async def _read(client: httpx.AsyncClient, url: str) -> bytes | None:
     content = bytearray()
     # Nothing compressed: a small answer must not become a large document while it is read.
     headers = {"Accept": "application/yaml, application/json", "Accept-Encoding": "identity"}
-    with client.stream("GET", url, headers=headers) as answer:
+    async with client.stream("GET", url, headers=headers) as answer:
         if answer.status_code in _NONE:
             return None
         if answer.status_code != 200:
             raise _Unusable(f"status {answer.status_code}")
         if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise _Unusable("a compressed document, although it was asked for a plain one")
-        for chunk in answer.iter_raw():
+        async for chunk in answer.aiter_raw():
             content += chunk
             if len(content) > MAX_BYTES:
                 raise _Unusable(f"more than {MAX_BYTES} octets")
-            if time.monotonic() > deadline:
-                raise _Unusable(f"a document that was not complete after {TOTAL_SECONDS:g} s")
     return bytes(content)

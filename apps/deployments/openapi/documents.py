@@ -11,6 +11,7 @@ import yaml
 
 MAX_DEPTH = 100
 MAX_NODES = 500_000
+MAX_NUMBER = 128  # characters; reading YAML's numbers to the base of 60 takes time by the square of them
 _OPERATIONS = ("get", "put", "post", "delete", "options", "head", "patch", "trace", "query")
 
 
@@ -43,7 +44,7 @@ class Document:
             key = part.replace("~1", "/").replace("~0", "~")
             if isinstance(found, dict) and key in found:
                 found = found[key]
-            elif isinstance(found, list) and key.isascii() and key.isdecimal() and int(key) < len(found):
+            elif isinstance(found, list) and _is_index(key) and int(key) < len(found):
                 found = found[int(key)]
             else:
                 raise BadDocument(f"the reference {reference!r} leads to nothing")
@@ -80,6 +81,10 @@ class Document:
             return {}
         items = ((path, self.follow(item, "")[0]) for path, item in found.items())
         return {path: item for path, item in items if not path.startswith("x-")}
+
+
+def _is_index(key: str) -> bool:
+    return key.isascii() and key.isdecimal() and len(key) <= len(str(MAX_NODES))
 
 
 def operations(item: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -264,7 +269,7 @@ class _Builder:
                 top.value[top.key] = value
 
     def _scalar(self, event: yaml.ScalarEvent) -> Any:
-        if not event.implicit[0]:
+        if not event.implicit[0] or len(event.value) > MAX_NUMBER:
             return event.value
         known = self.scalars.get(event.value, self)
         if known is not self:

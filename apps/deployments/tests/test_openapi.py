@@ -670,3 +670,17 @@ def test_half_a_character_is_no_text(place: str) -> None:
     for text in (f'{{"openapi": "3.1.0", "paths": {{{place}}}}}', f'openapi: "3.1.0"\npaths: {{{place}}}'):
         with pytest.raises(BadDocument):
             parse(text)
+
+
+@pytest.mark.parametrize("number", ["1" + ":59" * 1_000_000, "0x" + "f" * 9000, "1" + ":1" * 5000 + ".5"])
+def test_a_number_that_is_too_long_to_be_one_is_a_text(number: str) -> None:
+    read = parse(f"openapi: 3.0.3\npaths: {{}}\nx: {number}\n{number[:900]}: 1\n")
+    assert read.root["x"] == number
+    assert unpack(pack(read)).root == read.root
+
+
+def test_a_reference_with_an_index_that_is_too_long_to_be_one_leads_nowhere() -> None:
+    read = parse("openapi: 3.0.3\npaths: {}\nservers: [{url: /}]\n")
+    assert read.at("#/servers/0") == {"url": "/"}
+    with pytest.raises(BadDocument, match="leads to nothing"):
+        read.at("#/servers/" + "0" * 5000)

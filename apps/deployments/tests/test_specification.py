@@ -92,7 +92,7 @@ def test_a_document_that_is_too_large_is_not_read_to_its_end(
 
 def test_nobody_there_says_nothing() -> None:
     assert specification.fetch("127.0.0.1:1", None) == Unknown(
-        "did not answer /openapi.yaml: [Errno 111] Connection refused"
+        "did not answer /openapi.yaml: All connection attempts failed"
     )
 
 
@@ -107,11 +107,11 @@ def test_a_program_that_is_silent_says_nothing(
 
 @pytest.fixture
 def answering() -> Iterator[Callable[..., str]]:
-    """Serve octets on a socket as they are, each part after the one before; returns the address."""
+    """Serve octets on a socket as they are, then some for ever, dribbled or poured; returns the address."""
     ended = threading.Event()
     threads: list[threading.Thread] = []
 
-    def serve(*parts: bytes, forever: bytes = b"") -> str:
+    def serve(*parts: bytes, forever: bytes = b"", pause: float = 0.02) -> str:
         listener = socket.create_server(("127.0.0.1", 0))
 
         def answer() -> None:
@@ -119,7 +119,7 @@ def answering() -> Iterator[Callable[..., str]]:
                 connection.recv(65536)
                 for part in parts:
                     connection.sendall(part)
-                while forever and not ended.wait(0.02):
+                while forever and not ended.wait(pause):
                     try:
                         connection.sendall(forever)
                     except OSError:
@@ -136,14 +136,31 @@ def answering() -> Iterator[Callable[..., str]]:
         thread.join(10)
 
 
-def test_a_program_that_never_ends_its_answer_is_left(
-    answering: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("begun", "forever"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n" + YAML, b"#"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n#\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+    ids=["body", "chunks", "header", "interim answers"],
+)
+def test_a_program_that_never_ends_its_answer_is_left_wherever_it_is(
+    answering: Callable[..., str], monkeypatch: pytest.MonkeyPatch, begun: bytes, forever: bytes
 ) -> None:
     monkeypatch.setattr(specification, "TOTAL_SECONDS", 0.2)
-    address = answering(b"HTTP/1.1 200 OK\r\nContent-Length: 999999\r\n\r\n" + YAML, forever=b"#")
-    assert specification.fetch(address, None) == Unknown(
-        "answered /openapi.yaml with a document that was not complete after 0.2 s"
+    assert specification.fetch(answering(begun, forever=forever), None) == Unknown(
+        "did not complete its answer to /openapi.yaml within 0.2 s"
     )
+    assert threading.active_count() <= 3  # nothing is left to wait for the program
+
+
+def test_a_header_without_end_is_not_read_to_its_end(answering: Callable[..., str]) -> None:
+    head = b"HTTP/1.1 200 OK\r\n"
+    found = specification.fetch(answering(head, forever=b"X-More: " + b"x" * 8000 + b"\r\n", pause=0), None)
+    assert isinstance(found, Unknown)
+    assert found.why.startswith("did not answer /openapi.yaml: ")
 
 
 def test_a_size_that_is_announced_and_a_size_that_is_not_are_both_limited(
