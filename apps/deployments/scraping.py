@@ -4,13 +4,15 @@ Whether a deployment *has* no document and whether it has not answered are two t
 environment refuses breaking changes, only the former lets a version become live.
 """
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 
 from apps.deployments import compatibility, lifecycle, specification
 from apps.deployments.models import Deployment, Instance, OpenapiSpec
-from apps.workflows.engine import JSON, Run, Wait, Workflow, send, step
+from apps.workflows.engine import JSON, Retry, Run, Wait, Workflow, send, step
+from apps.workflows.engine import State as RunState
 from unkey import clock
 
 DEADLINE_SECONDS = 20.0
@@ -27,6 +29,16 @@ def look_later(run: Run, deployment_id: str) -> None:
     """Ask a deployment again in the background, from a step of a run that got no answer."""
     at = clock.now() + timedelta(seconds=SOON_SECONDS)
     send(run, LookAgain, {"deployment_id": deployment_id}, at=at)
+
+
+def keep_silence(run: Run, deployments: Iterable[Deployment]) -> None:
+    """Record that deployments were asked and nothing came of it: too slow, or asking them ended in an accident."""
+    _keep(run, {deployment.id: _silence(deployment) for deployment in deployments})
+
+
+def _silence(deployment: Deployment) -> specification.Unknown:
+    path = deployment.settings["openapiSpecPath"] or specification.DEFAULT_PATH
+    return specification.Unknown(f"did not answer {path} in time")
 
 
 def _fetch(deployments: list[Deployment]) -> dict[str, specification.Found]:
@@ -67,21 +79,20 @@ class ScrapeOpenapi(Workflow):
 
 def _fetch_again(run: Run) -> Any:
     deployment = _find(run)
-    if deployment is None or not _may_answer(deployment) or not compatibility.is_unread(deployment.id):
-        return {}
-    return _fetch([deployment])
+    return _fetch([deployment]) if deployment is not None and _is_worth_asking(deployment) else {}
 
 
-@step(outside=_fetch_again, timeout=2 * DEADLINE_SECONDS)
+# One attempt: after an accident `go_on` asks again, later.
+@step(outside=_fetch_again, timeout=2 * DEADLINE_SECONDS, retry=Retry(attempts=1))
 def look_again(run: Run, found: dict[str, specification.Found]) -> "JSON | Wait":
     """Ask until there is an answer: every minute twice, then every ten minutes, ten times in all."""
     _keep(run, found)
     deployment = _find(run)
     spec = compatibility.spec_of(run.input["deployment_id"])
     if deployment is None or spec is None:
-        return {"state": State.UNKNOWN, "why": "The deployment was deleted or could not be asked."}
-    if spec.state == State.UNKNOWN and spec.attempts < ATTEMPTS and _may_answer(deployment):
-        return Wait(seconds=SOON_SECONDS if spec.attempts < QUICK_ATTEMPTS else LATER_SECONDS)
+        return {"state": State.UNKNOWN, "why": "The deployment was deleted or stopped before it was asked."}
+    if _is_worth_asking(deployment):
+        return Wait(seconds=_pause(spec))
     return {"state": spec.state, "attempts": spec.attempts}
 
 
@@ -119,6 +130,18 @@ def tell_held_back(run: Run, compared: dict[str, Any] | None) -> "JSON | Wait":
     return {"told": told}
 
 
+def go_on(run: Run, code: str, message: str) -> JSON:
+    """Count an accident while asking as no answer, and go on with a run of its own, which tells the owners too."""
+    deployment = _find(run)
+    if deployment is None or code == RunState.CANCELLED or look_again.name in run.results:
+        return None
+    keep_silence(run, [deployment])
+    spec = compatibility.spec_of(deployment.id)
+    assert spec is not None
+    again = clock.now() + timedelta(seconds=_pause(spec) if _is_worth_asking(deployment) else 0)
+    return {"run": send(run, LookAgain, {"deployment_id": deployment.id}, at=again).id}
+
+
 class LookAgain(Workflow):
     """Ask a deployment for its OpenAPI document until it answers, or for a little more than an hour."""
 
@@ -126,6 +149,7 @@ class LookAgain(Workflow):
     key = "deployment_id"
     exclusive = False
     steps = (look_again, tell_held_back)
+    on_failure = go_on
 
 
 def _find(run: Run) -> Deployment | None:
@@ -136,8 +160,15 @@ def _find(run: Run) -> Deployment | None:
     return found
 
 
-def _may_answer(deployment: Deployment) -> bool:
-    return bool(deployment.desired_state == Deployment.DesiredState.RUNNING)
+def _is_worth_asking(deployment: Deployment) -> bool:
+    if deployment.desired_state != Deployment.DesiredState.RUNNING:
+        return False
+    spec = compatibility.spec_of(deployment.id)
+    return spec is None or (spec.state == State.UNKNOWN and spec.attempts < ATTEMPTS)
+
+
+def _pause(spec: OpenapiSpec) -> float:
+    return SOON_SECONDS if spec.attempts < QUICK_ATTEMPTS else LATER_SECONDS
 
 
 def _keep(run: Run, found: dict[str, specification.Found]) -> None:

@@ -29,7 +29,7 @@ from apps.deployments.models import Deployment, Topology
 from apps.projects.models import App
 from apps.routing import services as routing
 from apps.routing.models import FrontlineRoute
-from apps.workflows.engine import JSON, Run, Terminal, Wait, Workflow, call, step
+from apps.workflows.engine import JSON, Finished, Run, Terminal, Wait, Workflow, call, step
 from unkey import clock, errors
 from unkey.actors import Actor
 from unkey.env import env
@@ -230,10 +230,16 @@ def _ask_for_document(run: Run, deployment: Deployment) -> "dict[str, Any] | Wai
     try:
         fetched = call(run, scraping.ScrapeOpenapi, asked, deadline=scraping.DEADLINE_SECONDS)
     except Terminal as failure:
-        return {"found": False, "why": failure.message}
-    if isinstance(fetched, Wait):
-        return {"found": False, "why": "It took too long."} if run.wait_expired else fetched
-    return {"found": fetched.result["digest"] is not None}
+        why = failure.message
+    else:
+        if isinstance(fetched, Finished):
+            return {"found": fetched.result["digest"] is not None}
+        if not run.wait_expired:
+            return fetched
+        why = "It took too long."
+    live: str | None = run.input.get("current_id", deployment.app.current_deployment_id)
+    scraping.keep_silence(run, compatibility.unread(deployment, live, itself=True))
+    return {"found": False, "why": why}
 
 
 def _object(run: Run) -> JSON:

@@ -1,12 +1,16 @@
 """What deployments promise: their documents, how two differ, and an environment that holds them to it."""
 
+from collections.abc import Callable
 from datetime import timedelta
+from typing import NoReturn
 
 import pytest
 
+from apps.deployments import compatibility, specification
 from apps.deployments.models import DeploymentStep
 from apps.deployments.tests.conftest import Platform, Programs
-from apps.workflows.models import WorkflowRun
+from apps.workflows.models import ACTIVE, WorkflowRun
+from apps.workflows.outside import StepTimedOut
 from apps.workflows.sweeper import drain
 from unkey import clock
 from unkey.rpc.testing import Tenant
@@ -311,6 +315,70 @@ def test_a_promote_asks_once_more_and_says_why_it_did_not_happen(
     last = platform.tenant("deployments.getLastRequest", {"deploymentId": second})
     assert (last["status"], last["code"]) == ("failed", "deployment_breaks_clients")
     assert last["message"].startswith(f"It would break clients of the live deployment {first}: ")
+
+
+@pytest.fixture
+def asking_fails(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Let every attempt at asking end in an accident, as one does that runs out of time; or mend it."""
+    fetch = specification.fetch_any
+
+    def fail(*_: object) -> NoReturn:
+        raise StepTimedOut("no result after 40 s")
+
+    def switch(broken: bool) -> None:
+        monkeypatch.setattr(specification, "fetch_any", fail if broken else fetch)
+
+    return switch
+
+
+def later(after: timedelta) -> None:
+    """Drain what is due after a while, with every attempt of a step that keeps failing."""
+    for seconds in range(0, 25, 5):
+        with clock.shifted(after + timedelta(seconds=seconds)):
+            drain()
+
+
+def test_an_accident_while_asking_counts_as_no_answer_and_asking_goes_on(
+    platform: Platform, programs: Programs, release, asking_fails: Callable[[bool], None]
+) -> None:
+    release(FIRST)
+    demand(platform)
+    asking_fails(True)
+    second = platform.create()
+    drain()
+    platform.report(second, "running", address=programs.address)
+    later(timedelta(0))
+    silence = "did not answer /openapi.yaml in time. It was asked {}."
+    what = "Its OpenAPI document at /openapi.yaml"
+    shown = platform.get(second)
+    assert (shown["status"], shown["isCurrent"]) == ("ready", False)
+    assert shown["objection"] == undecided(what, silence.format("once"), second)
+    later(2 * MINUTE)
+    platform.promote(second)
+    later(3 * MINUTE)
+    last = platform.tenant("deployments.getLastRequest", {"deploymentId": second})
+    assert (last["status"], last["code"]) == ("failed", "precondition_failed")
+    assert last["message"] == undecided(what, silence.format("3 times"), second)
+    asking_fails(False)
+    programs.answers["/openapi.yaml"] = (200, WIDER)
+    later(30 * MINUTE)
+    assert platform.get(second)["objection"].endswith(f"make it live with `unkey promote {second}`.")
+    assert not compatibility.is_unread(second)
+
+
+def test_asking_that_always_ends_in_an_accident_ends_too_and_the_owner_is_told(
+    platform: Platform, programs: Programs, release, asking_fails: Callable[[bool], None]
+) -> None:
+    release(FIRST)
+    demand(platform)
+    asking_fails(True)
+    second = platform.create()
+    drain()
+    platform.report(second, "running", address=programs.address)
+    for minutes in range(0, 120, 10):
+        later(minutes * MINUTE)
+    assert "It was asked 10 times." in platform.get(second)["objection"]
+    assert not WorkflowRun.objects.filter(service="openapi_again", state__in=ACTIVE).exists()
 
 
 def test_a_live_deployment_that_does_not_answer_is_named_and_asked_again(
