@@ -1,8 +1,8 @@
-"""Admin pages of routes and sentinels."""
+"""Admin pages of routes, sentinels, contracts and barriers."""
 
 from django.contrib import admin
 
-from apps.routing.models import FrontlineRoute, Sentinel
+from apps.routing.models import Barrier, Contract, FrontlineRoute, Sentinel
 from unkey.admin import ReadOnlyAdmin
 
 
@@ -32,3 +32,15 @@ class SentinelAdmin(ReadOnlyAdmin):
         "version",
     )
     search_fields = ("deployment__id", "environment__id", "workspace__slug")
+
+
+@admin.register(Contract)
+class ContractAdmin(ReadOnlyAdmin):
+    list_display = ("pk", "workspace", "fault", "version")
+    search_fields = ("deployment__id", "workspace__slug")
+
+
+@admin.register(Barrier)
+class BarrierAdmin(ReadOnlyAdmin):
+    list_display = ("pk", "workspace", "maintenance", "version")
+    search_fields = ("environment__id", "workspace__slug")

@@ -1,4 +1,4 @@
-"""Tables that the edge routes by: host names, and what a deployment's sentinel enforces."""
+"""Tables that the edge routes by: host names, what a sentinel enforces, and what is refused before that."""
 
 from typing import Any
 
@@ -64,6 +64,52 @@ class Sentinel(Versioned):
 
     def __str__(self) -> str:
         return f"sentinel of {self.deployment_id}"
+
+    @property
+    def stream(self) -> str:
+        return "sentinels"
+
+
+class Contract(Versioned):
+    """What requests to a deployment must look like, made of the OpenAPI document that it serves.
+
+    There is one where an openapi policy asks for it; see `edge.sentinel.contract`.
+    """
+
+    deployment: Any = models.OneToOneField(
+        "deployments.Deployment", primary_key=True, on_delete=models.CASCADE, related_name="contract"
+    )
+    workspace: Any = models.ForeignKey("workspaces.Workspace", on_delete=models.PROTECT, related_name="+")
+    plan = models.BinaryField(
+        default=b"",
+        editable=False,
+        help_text="packed; empty: it serves no document, or none that can be used",
+    )
+    fault = models.CharField(max_length=512, blank=True, help_text="why requests cannot be checked")
+
+    def __str__(self) -> str:
+        return f"contract of {self.deployment_id}"
+
+    @property
+    def stream(self) -> str:
+        return "sentinels"
+
+
+class Barrier(Versioned):
+    """What is refused before every deployment of an environment, at once and without a new deployment."""
+
+    environment: Any = models.OneToOneField(
+        "projects.Environment", primary_key=True, on_delete=models.CASCADE, related_name="barrier"
+    )
+    workspace: Any = models.ForeignKey("workspaces.Workspace", on_delete=models.PROTECT, related_name="+")
+    blocked = models.JSONField(default=list, help_text="addresses and CIDR ranges that are refused")
+    maintenance = models.BooleanField(default=False, help_text="refuse everybody else, too")
+    message = models.CharField(max_length=500, blank=True, help_text="what visitors are told meanwhile")
+    retry_after = models.PositiveIntegerField(null=True, blank=True, help_text="seconds")
+    exempt = models.JSONField(default=list, help_text="addresses and ranges that maintenance is not for")
+
+    def __str__(self) -> str:
+        return f"barrier of {self.environment_id}"
 
     @property
     def stream(self) -> str:

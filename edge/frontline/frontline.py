@@ -17,10 +17,13 @@ from edge.frontline.waking import Ask, Doze, Waker
 from edge.http.proxy import forward
 from edge.http.request import Request
 from edge.http.upstream import Pool
+from edge.sentinel.barrier import Barrier
 from edge.sentinel.decision import Allow, Decision, Read, Refuse
 from edge.sentinel.engine import Engine, compile_policies
 from edge.sentinel.jwtauth import OpenKeys
 from edge.sentinel.keyauth import Note, Verify
+from edge.sentinel.openapi import document_of
+from edge.store.records import Barrier as BarrierRecord
 from edge.store.records import Sentinel
 from edge.verify.limiter import Limiter
 from edge.verify.steps import Subject
@@ -48,7 +51,7 @@ class Gate:
     `addresses` are those of this region, then those of the next one, and so on.
     """
 
-    __slots__ = ("addresses", "deployment_id", "doze", "engine", "refusal")
+    __slots__ = ("addresses", "barrier", "deployment_id", "doze", "engine", "refusal")
 
     def __init__(
         self,
@@ -57,8 +60,10 @@ class Gate:
         addresses: tuple[tuple[str, ...], ...],
         refusal: Fault | None,
         doze: Doze,
+        barrier: Barrier | None,
     ) -> None:
         self.deployment_id = deployment_id
+        self.barrier = barrier
         self.engine = engine
         self.addresses = addresses
         self.refusal = refusal
@@ -118,6 +123,7 @@ class Frontline:
         self._lines = f"X-Unkey-Frontline-Id: {edge_id}\r\nX-Unkey-Region: {region}\r\n".encode()
         self._gates: dict[str, Gate] = {}
         self._engines: dict[str, Engine] = {}
+        self._barriers: dict[str, tuple[BarrierRecord, Barrier]] = {}
         self._apps: dict[str, str] = {}
         self._note_use = note_use
         self._deciding: set[asyncio.Task[None]] = set()
@@ -147,6 +153,8 @@ class Frontline:
             return self._refuse(request, ConfigNotFound(f"No app answers to {request.host}."))
         self._apps[route.deployment_id] = route.app_id
         gate = self._gates.get(route.deployment_id) or self._gate(route.deployment_id)
+        if gate.barrier is not None and (fault := gate.barrier.refuse(request.peer)) is not None:
+            return self._refuse(request, fault)
         if gate.refusal is not None:
             return self._refuse(request, gate.refusal)
         self._act(request, gate, gate.engine.decide(request))
@@ -218,6 +226,7 @@ class Frontline:
         if len(self._gates) >= _REMEMBERED:
             self._gates.clear()
             self._engines.clear()
+            self._barriers.clear()
             self._apps.clear()
         sentinel = self._store.sentinel(deployment_id)
         running: dict[str, list[str]] = {}
@@ -245,8 +254,19 @@ class Frontline:
                 refusal = NoRunningInstances("The app has no running instance.")
         if sentinel is not None and refusal is None:
             engine = self._engines.get(deployment_id) or self._compile(sentinel)
-        gate = self._gates[deployment_id] = Gate(deployment_id, engine, addresses, refusal, doze)
+        barrier = None if sentinel is None else self._barrier(sentinel.environment_id)
+        gate = self._gates[deployment_id] = Gate(deployment_id, engine, addresses, refusal, doze, barrier)
         return gate
+
+    def _barrier(self, environment_id: str) -> Barrier | None:
+        """Return what is refused before an environment's deployments, compiled; None if nothing is."""
+        record = self._store.barrier(environment_id)
+        if record is None or not (record.blocked or record.maintenance):
+            return None
+        known = self._barriers.get(environment_id)
+        if known is None or known[0] is not record:
+            known = self._barriers[environment_id] = record, Barrier(record)
+        return known[1]
 
     def _compile(self, sentinel: Sentinel) -> Engine:
         """Compile what is enforced before a deployment; once, however often its instances change."""
@@ -258,6 +278,7 @@ class Frontline:
             limiter=self._limiter,
             open_keys=self._open_keys,
             note=self._note_for(deployment_id),
+            document=document_of(self._store.contract(deployment_id)),
         )
         return engine
 
@@ -273,6 +294,9 @@ class Frontline:
     def _changed(self, stream: str, records: Sequence[Any]) -> None:
         if stream in ("sentinels", "instances"):
             for record in records:
+                if isinstance(record, BarrierRecord):
+                    self._gates.clear()  # seldom: the engines stay
+                    continue
                 self._gates.pop(record.deployment_id, None)
                 if stream == "sentinels":
                     self._engines.pop(record.deployment_id, None)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from edge.store.records import Certificate, Instance, Route, Sentinel
+from edge.store.records import Barrier, Certificate, Contract, Instance, Route, Sentinel
 
 
 class Lookup(Protocol):
@@ -14,6 +14,12 @@ class Lookup(Protocol):
 
     def sentinel(self, deployment_id: str) -> Sentinel | None:
         """Return what is enforced in front of a deployment."""
+
+    def contract(self, deployment_id: str) -> Contract | None:
+        """Return what requests to a deployment must look like."""
+
+    def barrier(self, environment_id: str) -> Barrier | None:
+        """Return what is refused before every deployment of an environment."""
 
     def instances(self, deployment_id: str) -> tuple[Instance, ...]:
         """Return a deployment's running instances, this region's first."""

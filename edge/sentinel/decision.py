@@ -17,6 +17,10 @@ class Call(Protocol):
         """Upper case."""
 
     @property
+    def length(self) -> int:
+        """Octets of the body, 0 for none, -1 where they are not told beforehand."""
+
+    @property
     def path(self) -> bytes:
         """The path as sent, without query."""
 

@@ -26,6 +26,7 @@ from edge.sentinel.iprules import IpRules
 from edge.sentinel.jwtauth import JwtAuth, OpenKeys, StaticKeys
 from edge.sentinel.keyauth import Keyauth, Note, Verify
 from edge.sentinel.match import Condition, compile_match
+from edge.sentinel.openapi import Document, OpenApi
 from edge.sentinel.ratelimit import Ratelimit
 from edge.verify.limiter import Limiter
 from unkey import clock
@@ -143,6 +144,7 @@ def compile_policies(
     limiter: Limiter,
     open_keys: OpenKeys,
     note: Note | None = None,
+    document: Document | None = None,
 ) -> Engine:
     """Compile what `gateway.setPolicies` stored; policies that are not enabled are left out.
 
@@ -153,6 +155,7 @@ def compile_policies(
         limiter: holds the counters.
         open_keys: where the key sets of tokens are fetched.
         note: is told each verification of a key; None: nobody is.
+        document: the deployment's OpenAPI document; None: nothing is known of it.
     """
     compiled = []
     for policy in policies:
@@ -161,7 +164,7 @@ def compile_policies(
         if policy.get("enabled") is not True:
             continue
         try:
-            kind, rule = _rule(policy, workspace_id, verifier, limiter, open_keys, note)
+            kind, rule = _rule(policy, workspace_id, verifier, limiter, open_keys, note, document)
             compiled.append(_Policy(policy, kind, compile_match(policy.get("match")), rule))
         except Unsupported as error:
             return Engine((), f"policy {policy.get('name') or policy.get('id')!r}: {error}")
@@ -191,6 +194,7 @@ def _rule(
     limiter: Limiter,
     open_keys: OpenKeys,
     note: Note | None,
+    document: Document | None,
 ) -> tuple[str, Rule]:
     kinds = [kind for kind, body in policy.items() if kind not in _DESCRIPTION and body is not None]
     if len(kinds) != 1:
@@ -211,6 +215,8 @@ def _rule(
         if body.get("action") in ("ACTION_LOG", 2):
             return kind, _Watch()
         raise Unsupported(f"the firewall action {body.get('action')!r} is not known")
+    if kind == "openapi":
+        return kind, OpenApi(body, document)
     if kind == "logging":
         return kind, _Watch()
     raise Unsupported(f"this edge cannot evaluate {kind}")

@@ -166,7 +166,7 @@ class Keyauth:
         if self._note is not None:
             self._note(verdict.subject, verdict.code, verdict.spent)
         for counted in verdict.counted:
-            limit = counted.applied.limit.limit
+            limit = counted.applied.limit
             state.rated(Rate(counted.exceeded, limit, counted.remaining, counted.reset))
         code = verdict.code
         if code == VALID:

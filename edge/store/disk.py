@@ -17,6 +17,8 @@ import msgspec
 
 from edge.store.records import (
     Api,
+    Barrier,
+    Contract,
     Identity,
     Instance,
     KeyRecord,
@@ -36,6 +38,8 @@ _CHUNK = 1000
 _TYPES: tuple[Any, ...] = (
     Route,
     Sentinel,
+    Contract,
+    Barrier,
     Instance,
     SealedCertificate,
     Workspace,

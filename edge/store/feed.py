@@ -25,6 +25,8 @@ from apps.ratelimits.models import Namespace as NamespaceRow
 from apps.ratelimits.models import Override as OverrideRow
 from apps.ratelimits.queries import find_namespaces
 from apps.ratelimits.services import ensure_namespace
+from apps.routing.models import Barrier as BarrierRow
+from apps.routing.models import Contract as ContractRow
 from apps.routing.models import FrontlineRoute
 from apps.routing.models import Sentinel as SentinelRow
 from apps.workspaces.models import RootKey as RootKeyRow
@@ -32,6 +34,8 @@ from apps.workspaces.models import Workspace as WorkspaceRow
 from apps.workspaces.models import shard_of
 from edge.store.records import (
     Api,
+    Barrier,
+    Contract,
     Identity,
     Instance,
     KeyRecord,
@@ -167,6 +171,22 @@ def _sentinel(row: _Row, _: dict[str, Any]) -> Sentinel:
         policies=row["policies"],
         upstream_protocol=row["upstream_protocol"],
         desired_state=row["desired_state"],
+        version=row["version"],
+    )
+
+
+def _contract(row: _Row, _: dict[str, Any]) -> Contract:
+    return Contract(row["pk"], bytes(row["plan"]), row["fault"], row["version"])
+
+
+def _barrier(row: _Row, _: dict[str, Any]) -> Barrier:
+    return Barrier(
+        environment_id=row["pk"],
+        blocked=_texts(row["blocked"]),
+        maintenance=row["maintenance"],
+        message=row["message"],
+        retry_after=row["retry_after"],
+        exempt=_texts(row["exempt"]),
         version=row["version"],
     )
 
@@ -332,6 +352,8 @@ SENTINELS = Table(
     _same("workspace_id", "environment_id", "policies", "upstream_protocol", "desired_state"),
     _sentinel,
 )
+CONTRACTS = Table(ContractRow, _same("plan", "fault"), _contract)
+BARRIERS = Table(BarrierRow, _same("blocked", "maintenance", "message", "retry_after", "exempt"), _barrier)
 INSTANCES = Table(
     InstanceRow, _same("deployment_id", "address", "status", region_name="region__name"), _instance
 )
@@ -391,7 +413,7 @@ KEYS = Table(
 # known without them.
 _BY_STREAM = {
     "routes": (ROUTES,),
-    "sentinels": (SENTINELS,),
+    "sentinels": (BARRIERS, CONTRACTS, SENTINELS),
     "instances": (INSTANCES,),
     "certificates": (CERTIFICATES,),
     "keys": (WORKSPACES, ROOT_KEYS, APIS, ROLES, OVERRIDES, NAMESPACES, IDENTITIES, KEYS),

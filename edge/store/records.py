@@ -40,6 +40,39 @@ class Sentinel(Struct, frozen=True):
     version: int
 
 
+class Contract(Struct, frozen=True):
+    """What requests to a deployment must look like; stream `sentinels`.
+
+    Args:
+        plan: see `edge.sentinel.contract.pack`; empty: the deployment serves no OpenAPI document.
+        fault: why requests cannot be checked; empty if they can.
+    """
+
+    deployment_id: str
+    plan: bytes
+    fault: str
+    version: int
+
+
+class Barrier(Struct, frozen=True):
+    """What is refused before every deployment of an environment; stream `sentinels`.
+
+    Args:
+        blocked: addresses and CIDR ranges that are refused.
+        maintenance: everybody else is, too, but the addresses and ranges in `exempt`.
+        message: what visitors are told then; empty: the usual sentence.
+        retry_after: seconds, told with it.
+    """
+
+    environment_id: str
+    blocked: tuple[str, ...]
+    maintenance: bool
+    message: str
+    retry_after: int | None
+    exempt: tuple[str, ...]
+    version: int
+
+
 class Instance(Struct, frozen=True):
     """A copy of a deployment as its agent reported it; stream `instances`.
 
@@ -225,6 +258,8 @@ class Absence(Enum):
 Record = (
     Route
     | Sentinel
+    | Contract
+    | Barrier
     | Instance
     | SealedCertificate
     | Certificate

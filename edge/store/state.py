@@ -13,7 +13,9 @@ from edge.store.held import Table
 from edge.store.records import (
     Absence,
     Api,
+    Barrier,
     Certificate,
+    Contract,
     Identity,
     Instance,
     KeyRecord,
@@ -38,11 +40,13 @@ _V = TypeVar("_V")
 class Lru(Generic[_K, _V]):
     """A mapping that forgets what was used least recently once it holds more than `capacity` entries."""
 
-    __slots__ = ("_entries", "capacity")
+    __slots__ = ("_entries", "capacity", "peek")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self._entries: OrderedDict[_K, _V] = OrderedDict()
+        #: Return an entry without counting it as used.
+        self.peek = self._entries.get
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -54,10 +58,6 @@ class Lru(Generic[_K, _V]):
         if entry is not None:
             entries.move_to_end(key)
         return entry
-
-    def peek(self, key: _K) -> _V | None:
-        """Return an entry without counting it as used."""
-        return self._entries.get(key)
 
     def put(self, key: _K, entry: _V) -> _V | None:
         """Set an entry; return the one that had to leave for it."""
@@ -90,6 +90,8 @@ class State:
         self.region = region
         self.routes: dict[str, Route] = {}
         self.sentinels: dict[str, Sentinel] = {}
+        self.contracts: dict[str, Contract] = {}
+        self.barriers: dict[str, Barrier] = {}
         self.certificates: dict[str, Certificate] = {}
         self.running: dict[str, tuple[Instance, ...]] = {}
         self.instances: dict[str, Instance] = {}
@@ -147,6 +149,8 @@ class State:
         tables: tuple[Iterable[Record], ...] = (
             self.routes.values(),
             self.sentinels.values(),
+            self.contracts.values(),
+            self.barriers.values(),
             self.instances.values(),
             self.workspaces.values(),
             self.root_keys.values(),
@@ -166,6 +170,8 @@ class State:
             self.routes.clear()
         elif kind == "sentinels":
             self.sentinels.clear()
+            self.contracts.clear()
+            self.barriers.clear()
         elif kind == "instances":
             self.instances.clear()
             self.running.clear()
@@ -205,6 +211,12 @@ class State:
 
     def _apply_sentinel(self, record: Sentinel) -> bool:
         return _newer(self.sentinels, record.deployment_id, record)
+
+    def _apply_contract(self, record: Contract) -> bool:
+        return _newer(self.contracts, record.deployment_id, record)
+
+    def _apply_barrier(self, record: Barrier) -> bool:
+        return _newer(self.barriers, record.environment_id, record)
 
     def _apply_certificate(self, record: Certificate) -> bool:
         return _newer(self.certificates, record.hostname, record)
@@ -308,6 +320,8 @@ class State:
     _appliers: dict[type, Callable[["State", Any], bool]] = {
         Route: _apply_route,
         Sentinel: _apply_sentinel,
+        Contract: _apply_contract,
+        Barrier: _apply_barrier,
         Certificate: _apply_certificate,
         Instance: _apply_instance,
         Workspace: _apply_workspace,

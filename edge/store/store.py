@@ -30,7 +30,9 @@ from edge.store.reading import Reader, Wanted
 from edge.store.records import (
     Absence,
     Api,
+    Barrier,
     Certificate,
+    Contract,
     Identity,
     Instance,
     KeyRecord,
@@ -105,7 +107,9 @@ class Store:
     ) -> None:
         self.edge_id: str = edge_id or env.EDGE_ID
         self.region: str = region or env.REGION
-        self.role: str = role or env.EDGE_ROLE
+        self.role: str = role or (
+            "all" if "api" in env.EDGE_ROLE and "frontline" in env.EDGE_ROLE else min(env.EDGE_ROLE)
+        )
         self.ready = False
         self.connected = False
         self.broken = asyncio.Event()
@@ -155,6 +159,14 @@ class Store:
     def sentinel(self, deployment_id: str) -> Sentinel | None:
         """Return what is enforced in front of a deployment."""
         return self._state.sentinels.get(deployment_id)
+
+    def contract(self, deployment_id: str) -> Contract | None:
+        """Return what requests to a deployment must look like."""
+        return self._state.contracts.get(deployment_id)
+
+    def barrier(self, environment_id: str) -> Barrier | None:
+        """Return what is refused before every deployment of an environment."""
+        return self._state.barriers.get(environment_id)
 
     def instances(self, deployment_id: str) -> tuple[Instance, ...]:
         """Return a deployment's running instances, this region's first."""

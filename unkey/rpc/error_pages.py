@@ -320,6 +320,10 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "The request has no key or token, and a policy asks for one.",
         "Send it where the API's owner says: mostly as Authorization: Bearer.",
     ),
+    "err:frontline:capacity:under_maintenance": (
+        "The app's owner has put this environment into maintenance mode.",
+        "Come back later; Retry-After may say when. The owner ends it by gateway.setBarrier.",
+    ),
     "err:frontline:client:invalid_key": (
         "The key does not exist, is disabled, or has expired.",
         "Check the key, or ask the API's owner for a new one.",
@@ -344,7 +348,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
         "Name and password do not belong together.",
         "Check them, or ask the API's owner.",
     ),
-    "err:frontline:client:invalid_request": (
+    "err:frontline:client:openapi_validation_failed": (
         "The request does not fit the API's own OpenAPI document.",
         "errors lists every fault with its location.",
     ),

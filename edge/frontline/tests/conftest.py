@@ -7,7 +7,7 @@ import pytest
 
 from edge.frontline.frontline import Frontline
 from edge.http.tests.rig import Origin, Rig
-from edge.store.records import Certificate, Instance, Route, Sentinel
+from edge.store.records import Barrier, Certificate, Contract, Instance, Route, Sentinel
 from edge.verify.limiter import Limiter
 
 
@@ -17,6 +17,8 @@ class Records:
     def __init__(self) -> None:
         self.routes: dict[str, Route] = {}
         self.sentinels: dict[str, Sentinel] = {}
+        self.contracts: dict[str, Contract] = {}
+        self.barriers: dict[str, Barrier] = {}
         self.running: dict[str, tuple[Instance, ...]] = {}
         self.certificates: dict[str, Certificate] = {}
         self.listeners: list[Callable[[str, Sequence[Any]], None]] = []
@@ -26,6 +28,12 @@ class Records:
 
     def sentinel(self, deployment_id):
         return self.sentinels.get(deployment_id)
+
+    def contract(self, deployment_id):
+        return self.contracts.get(deployment_id)
+
+    def barrier(self, environment_id):
+        return self.barriers.get(environment_id)
 
     def instances(self, deployment_id):
         return self.running.get(deployment_id, ())
@@ -43,6 +51,17 @@ class Records:
     def guard(self, deployment_id: str, *policies, desired: str = "running", protocol: str = "http1") -> None:
         row = Sentinel(deployment_id, "ws_1", "env_1", list(policies), protocol, desired, 1)
         self.sentinels[deployment_id] = row
+        self._tell("sentinels", row)
+
+    def promise(self, deployment_id: str, plan: bytes = b"", fault: str = "") -> None:
+        row = self.contracts[deployment_id] = Contract(deployment_id, plan, fault, 1)
+        self._tell("sentinels", row)
+
+    def bar(
+        self, *blocked: str, maintenance: bool = False, message: str = "", exempt=(), retry_after=None
+    ) -> None:
+        row = Barrier("env_1", blocked, maintenance, message, retry_after, tuple(exempt), 1)
+        self.barriers["env_1"] = row
         self._tell("sentinels", row)
 
     def run(self, deployment_id: str, *origins: Origin | str, region: str = "local") -> None:

@@ -22,6 +22,7 @@ class Call:
     path: bytes = b"/"
     query: bytes = b""
     peer: bytes = b"192.0.2.1"
+    length: int = 0
     fields: list[tuple[bytes, bytes]] = field(default_factory=list)
 
     def headers(self, name):
