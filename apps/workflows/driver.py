@@ -156,9 +156,9 @@ class Driver:
         self._crew = Crew(
             queues,
             stopping=self._stop.is_set,
-            take_place=lambda: True,
+            take_place=lambda key, urgent: True,
             give_back=lambda places: None,
-            keeps_place=lambda key: True,
+            keeps_place=lambda key, urgent: True,
         )
 
     def drive(self, key: str) -> int:
@@ -175,7 +175,7 @@ class Driver:
             done = Done()
             for done in commit(self._crew, keys, outcomes):
                 moved += sum(done.moved.values())
-            keys, outcomes = done.again + done.alone + done.blocked, done.later + done.later_alone
+            keys, outcomes = done.again + done.alone, done.later + done.later_alone
             outcomes += [outside.call(task) if self._inline else _outcome(task) for task in done.launches]
             if done.busy and busy < BUSY_TRIES:
                 busy += 1

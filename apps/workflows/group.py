@@ -60,16 +60,17 @@ class Crew:
     Args:
         queues: drive only runs of these; None: all.
         stopping: whether to end at the next boundary of a step.
-        take_place: take a place for one more outside part; False when there is none.
+        take_place: take a place for one more outside part of a key; False when there is none. Told, as
+            the next, whether its run is urgent.
         give_back: give some places back.
         keeps_place: whether a key may go on to its next outside part without standing in line again.
     """
 
     queues: frozenset[str] | None
     stopping: Callable[[], bool]
-    take_place: Callable[[], bool]
+    take_place: Callable[[str, bool], bool]
     give_back: Callable[[int], None]
-    keeps_place: Callable[[str], bool]
+    keeps_place: Callable[[str, bool], bool]
     memory: Memory = field(default_factory=Memory)
     pace: Pace = field(default_factory=Pace)
 
@@ -83,7 +84,7 @@ class Done:
         moved: how often a run moved forward, by key.
         launches: tasks whose outside parts are to run now; each has a place.
         again: keys that have more to do.
-        blocked: keys that need a place for an outside part.
+        blocked: keys that need a place for an outside part, and whether it is of an urgent run.
         busy: keys that another transaction has locked.
         alone: keys whose next recording part would keep others waiting.
         later, later_alone: outcomes that are still to be recorded, together or each by itself.
@@ -98,7 +99,7 @@ class Done:
     moved: dict[str, int] = field(default_factory=dict)
     launches: list[Task] = field(default_factory=list)
     again: list[str] = field(default_factory=list)
-    blocked: list[str] = field(default_factory=list)
+    blocked: list[tuple[str, bool]] = field(default_factory=list)
     busy: list[str] = field(default_factory=list)
     alone: list[str] = field(default_factory=list)
     later: list[Outcome] = field(default_factory=list)
@@ -412,15 +413,10 @@ class Group:
     def _lease(self, hold: Hold, row: RunRow, job: Job) -> None:
         """Take a lease, or go on under the one that is ours, for an outside part."""
         key, now = hold.key, self._now
-        if hold.place and not self._crew.keeps_place(key.key):
+        if hold.place and not self._crew.keeps_place(key.key, row.urgent):
             self._put_down(hold)
-        if not hold.place:
-            if not self._crew.take_place():
-                self._put_down(hold)
-                self.done.blocked.append(key.key)
-                return
-            self.taken += 1
-            hold.place = True
+        if not hold.place and not self._find_place(hold, row):
+            return
         lease_time = self._lease_time
         if not hold.ours or key.holder != row.id:
             key.epoch += 1
@@ -433,6 +429,21 @@ class Group:
         task.lease = Lease(key.key, key.epoch, row.id, job.step.name)
         self.done.launches.append(task)
         self._moved(hold)
+
+    def _find_place(self, hold: Hold, row: RunRow) -> bool:
+        """Take a place, or stand in line for one; a run that an urgent one of its key waits for is as urgent."""
+        name, urgent = hold.key.key, row.urgent
+        hold.place = self._crew.take_place(name, urgent)
+        if not hold.place and not urgent:
+            with self._isolation.own():
+                urgent = rows.urgent_waits(name, self._now)
+            hold.place = urgent and self._crew.take_place(name, True)
+        if hold.place:
+            self.taken += 1
+        else:
+            self._put_down(hold)
+            self.done.blocked.append((name, urgent))
+        return hold.place
 
     def _drop_lease(self, hold: Hold) -> None:
         """End the lease; an exclusive holder stays."""

@@ -10,16 +10,21 @@ what is woken gathers, and is the next group.
 SQLite has one writer, so one group is committed at a time; elsewhere a few are, and the last of them
 never runs a recording part that is known to be slow nor waits for a locked key, so that such ones cannot
 hold up the rest.
+
+Only outside parts need a place. While all places are taken, keys are looked at as ever: what only
+records is done, and a key that needs a place stands in line for one without a lease, so that any other
+worker may take it up meanwhile. Urgent runs have a line of their own that goes first, and a few places
+beyond the others, so that ordinary parts, however long, do not keep them waiting.
 """
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import islice
 
 import structlog
 from django.db import (
@@ -32,6 +37,7 @@ from django.db import (
 )
 
 from apps.workflows.driver import SLICE_SECONDS, commit
+from apps.workflows.due import Room
 from apps.workflows.group import SLOW_SECONDS, Crew, Done
 from apps.workflows.outside import Parts
 from apps.workflows.turns import Outcome, Raised, Task
@@ -40,6 +46,8 @@ log = structlog.get_logger("workflows")
 
 GROUP = 64
 LANES = 3
+URGENT_PLACES = 2
+LINE = 500
 AWAY_SECONDS = 0.5
 CHECK_SECONDS = 5.0
 IDLE_SECONDS = 60.0
@@ -51,15 +59,11 @@ class Hand:
 
     Attributes:
         since: `time.monotonic()` when it was taken up.
-        moved: how often a run of it moved.
         again: it was woken meanwhile.
-        waiting: who wants to know when it is done.
     """
 
     since: float = field(default_factory=time.monotonic)
-    moved: int = 0
     again: bool = False
-    waiting: list["Future[int]"] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -82,9 +86,9 @@ class Lanes:
 
     Args:
         queues: the queues that this process serves; None: all.
-        threads: how many outside parts run at a time.
+        threads: how many outside parts run at a time; of urgent runs a few more (`URGENT_PLACES`).
         due_at: told when something becomes due.
-        drained: told when there is room for more after keys were refused.
+        drained: told when there is room for keys that were left out before.
     """
 
     def __init__(
@@ -99,14 +103,14 @@ class Lanes:
         self._drained = drained
         self._guard = threading.Lock()
         self._ready: dict[str, None] = {}
-        self._blocked: dict[str, None] = {}
+        self._lines: dict[bool, dict[str, None]] = {True: {}, False: {}}  # for places; True: of urgent runs
         self._inbox: deque[Outcome] = deque()
         self._alone: deque[str | Outcome] = deque()
         self._tasks: deque[Task] = deque()
         self._hand: dict[str, Hand] = {}
-        self._waiting: dict[str, list[Future[int]]] = {}
-        self._places = threads
-        self._refused = False
+        self._places = threads  # below 0 where urgent runs have taken theirs
+        self._left_out = False
+        self._more = False
         self._stopping = threading.Event()
         self._lanes = 1 if connection.vendor == "sqlite" else LANES
         self._free = self._lanes
@@ -127,64 +131,41 @@ class Lanes:
     # -- from outside ------------------------------------------------------------------------------
 
     @property
-    def room(self) -> int:
-        """How many more outside parts could run."""
+    def room(self) -> Room:
+        """Which outside parts could begin now."""
         with self._guard:
-            return max(self._places - len(self._blocked), 0)
+            return self._room()
 
     def found(self, keys: Iterable[str], *, more: bool) -> None:
-        """Look at keys that the sweeper found, unless they are in hand or in line.
+        """Look at keys that the sweeper found, unless they are in hand.
 
         Args:
             more: there are others, to be swept for when these are done.
         """
         with self._guard:
             for key in keys:
-                if key not in self._hand and key not in self._ready and key not in self._blocked:
+                if key not in self._hand:
                     self._want(key)
-            self._refused = self._refused or more
+            self._more = more
             self._call()
 
     def offer(self, key: str) -> bool:
-        """Look at a key soon, if there is room or it is in hand anyway; say whether."""
+        """Look at a key soon; say whether there is room for whatever it wants to do."""
         with self._guard:
             if self._stopping.is_set():
                 return False
-            if self._places <= len(self._blocked) and key not in self._hand:
-                self._refused = True
-                return False
+            room = key in self._hand or self._room() is Room.ALL
             self._want(key)
             self._call()
-            return True
-
-    def drive(self, key: str) -> int:
-        """Drive a key and wait until it is done; at once 0 if it is in hand already.
-
-        Returns:
-            How many times a run of it moved.
-        """
-        with self._guard:
-            if self._stopping.is_set():
-                return 0
-            if key in self._hand:
-                self._hand[key].again = True
-                return 0
-            future: Future[int] = Future()
-            self._waiting.setdefault(key, []).append(future)
-            self._want(key)
-            self._call()
-        return future.result()
+            return room
 
     def wind_down(self) -> None:
         """Take up nothing more; what is in hand stops at the end of its step."""
         with self._guard:
             self._stopping.set()
             self._ready.clear()
-            self._blocked.clear()
-            for futures in self._waiting.values():
-                for future in futures:
-                    future.set_result(0)
-            self._waiting.clear()
+            for line in self._lines.values():
+                line.clear()
             self._dismiss()
 
     def join(self) -> None:
@@ -198,17 +179,26 @@ class Lanes:
         if hand is not None:
             hand.again = True
             return
-        self._blocked.pop(key, None)
         self._ready[key] = None
 
     # -- places for outside parts ------------------------------------------------------------------
 
-    def _take_place(self) -> bool:
+    def _room(self) -> Room:
+        if self._free_places(False) > len(self._lines[False]):
+            return Room.ALL
+        return Room.URGENT if self._free_places(True) > len(self._lines[True]) else Room.NONE
+
+    def _take_place(self, key: str, urgent: bool) -> bool:
         with self._guard:
-            if self._places <= 0:
+            line, places = self._lines[urgent], self._free_places(urgent)
+            if places <= len(line) and key not in islice(line, places):  # nobody goes before those in line
                 return False
             self._places -= 1
             return True
+
+    def _free_places(self, urgent: bool) -> int:
+        """How many of a line may go now: ordinary runs when no urgent one waits."""
+        return max(self._places + URGENT_PLACES if urgent else self._places - len(self._lines[True]), 0)
 
     def _give_back(self, places: int) -> None:
         if not places:
@@ -218,14 +208,38 @@ class Lanes:
             self._unblock()
             self._call()
 
-    def _unblock(self) -> None:
-        for key in list(self._blocked)[: max(self._places, 0)]:
-            self._want(key)
+    def _block(self, key: str, urgent: bool) -> None:
+        """Let a key in hand stand in line for a place; one that stood in it keeps its position."""
+        hand = self._hand.pop(key)
+        if self._stopping.is_set():
+            return
+        if hand.again:  # another run of it may be the next by now
+            self._ready[key] = None
+        line = self._lines[urgent]
+        self._lines[not urgent].pop(key, None)
+        if key in line or len(line) < LINE:
+            line[key] = None
+        else:
+            self._left_out = True
 
-    def _keeps_place(self, key: str) -> bool:
-        if not self._blocked:  # looked at without the lock: whoever is blocked now waits one step more
+    def _unblock(self) -> None:
+        """Look again at the first of the lines, as many as there are places."""
+        for urgent, line in self._lines.items():
+            for key in islice(line, self._free_places(urgent)):
+                if key not in self._hand:
+                    self._want(key)
+
+    def _leave_line(self, key: str) -> None:
+        for line in self._lines.values():
+            line.pop(key, None)
+
+    def _keeps_place(self, key: str, urgent: bool) -> bool:
+        # Looked at without the lock: whoever comes to stand in line now waits one step more.
+        if self._places >= 0 and not self._lines[True] and not self._lines[False]:
             return True
         with self._guard:
+            if not urgent and (self._places < 0 or self._lines[True]):
+                return False  # it may be one of those that are kept for urgent runs
             hand = self._hand.get(key)
             return hand is None or time.monotonic() - hand.since < SLICE_SECONDS
 
@@ -352,7 +366,7 @@ class Lanes:
         while self._ready and len(batch.keys) + len(batch.outcomes) < GROUP:
             key = next(iter(self._ready))
             del self._ready[key]
-            self._hand[key] = Hand(waiting=self._waiting.pop(key, []))
+            self._hand[key] = Hand()
             batch.keys.append(key)
         return batch
 
@@ -386,12 +400,9 @@ class Lanes:
 
     def _requeue(self, key: str) -> None:
         """Put a key in hand back into the line, behind the others."""
-        hand = self._hand.pop(key)
-        if self._stopping.is_set():
-            self._finish(hand)
-            return
-        self._waiting.setdefault(key, []).extend(hand.waiting)
-        self._ready[key] = None
+        del self._hand[key]
+        if not self._stopping.is_set():
+            self._ready[key] = None
 
     def _commit(self, batch: Batch) -> None:
         """Commit, act upon each commit, and let go of keys that failed by themselves."""
@@ -421,27 +432,30 @@ class Lanes:
             self._parts.begin(task)
         with self._guard:
             self._tasks.extend(done.launches)
-            for key, moved in done.moved.items():
-                self._hand[key].moved += moved
             self._inbox.extend(done.later)
             self._alone.extend(done.alone)
             self._alone.extend(done.later_alone)
             kept = {task.key for task in done.launches}
             kept.update(outcome.task.key for outcome in (*done.later, *done.later_alone))
             kept.update(done.alone)
-            for key in (*done.again, *done.blocked):
+            for key in done.again:
                 kept.add(key)
                 self._requeue(key)
-            for key in done.blocked:
-                if self._ready.pop(key, self) is None:
-                    self._blocked[key] = None
+            for key, urgent in done.blocked:
+                kept.add(key)
+                self._block(key, urgent)
+            if self._lines[True] or self._lines[False]:
+                blocked = {key for key, _ in done.blocked}
+                for key in done.covered:
+                    if key not in blocked:
+                        self._leave_line(key)
             for key in done.covered:
                 if key not in kept:
                     self._done(key)
             self._places += done.places
             self._unblock()
-            if self._refused and self._places > len(self._blocked):
-                self._refused = False
+            if (self._left_out and self._room() is Room.ALL) or (self._more and len(self._ready) < GROUP):
+                self._left_out = self._more = False
                 self._drained()
         if done.due:
             self._due_at(min(done.due))
@@ -453,19 +467,14 @@ class Lanes:
                 if outcome.task.key in self._hand and outcome.task.lease is not None:
                     self._places += 1
             for key in (*batch.keys, *(outcome.task.key for outcome in batch.outcomes)):
+                self._leave_line(key)
                 if key in self._hand:
                     self._done(key)
             self._unblock()
 
     def _done(self, key: str) -> None:
-        hand = self._hand.pop(key)
-        self._finish(hand)
-        if hand.again:
+        if self._hand.pop(key).again:
             self._want(key)
-
-    def _finish(self, hand: Hand) -> None:
-        for future in hand.waiting:
-            future.set_result(hand.moved)
 
 
 def _close_broken() -> None:

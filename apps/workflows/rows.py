@@ -24,8 +24,8 @@ _RUN = f"`{WorkflowRun._meta.db_table}`"
 _STEP = f"`{WorkflowStep._meta.db_table}`"
 _KEY = f"`{WorkflowKey._meta.db_table}`"
 _LOADED = (
-    "id, service, `key`, queue, workspace_id, parent_id, input, step_names, exclusive, state, step_index, `undo`, "
-    "undo_index, failures, journaled, outside_started, step_started_at, next_at, wait_topic, wait_deadline, "
+    "id, service, `key`, queue, workspace_id, parent_id, input, step_names, exclusive, urgent, state, step_index, "
+    "`undo`, undo_index, failures, journaled, outside_started, step_started_at, next_at, wait_topic, wait_deadline, "
     "cancel_requested_at, error_code, error_message, created_at, started_at, trail"
 )
 
@@ -74,6 +74,7 @@ class RunRow:
     input: str
     step_names: tuple[str, ...]
     exclusive: bool
+    urgent: bool
     state: str
     step_index: int
     undo: tuple[str, ...] | None
@@ -120,10 +121,10 @@ class RunRow:
 def _run(row: Tuple) -> RunRow:
     values = list(row)
     values[7] = _names(row[7])
-    values[11] = None if row[11] is None or row[11] == "null" else _names(row[11])
-    for place in (8, 14, 15):
+    values[12] = None if row[12] is None or row[12] == "null" else _names(row[12])
+    for place in (8, 9, 15, 16):
         values[place] = bool(row[place])
-    for place in (16, 17, 19, 20, 23, 24):
+    for place in (17, 18, 20, 21, 24, 25):
         values[place] = to_moment(row[place])
     return RunRow(*values)
 
@@ -257,6 +258,12 @@ def next_runs(keys: Sequence[str], now: datetime) -> dict[str, RunRow]:
         first = f"SELECT id FROM (SELECT id, {order} {due}) AS ordered WHERE turn = 1"
         sql = f"SELECT {loaded} FROM {_RUN} WHERE id IN ({first})"
     return {row[2]: _run(row) for row in _fetch(sql, values)}
+
+
+def urgent_waits(key: str, now: datetime) -> bool:
+    """Say whether an urgent run of a key is due."""
+    sql = f"SELECT 1 FROM {_RUN} WHERE `key` = %s AND next_at <= %s AND urgent LIMIT 1"
+    return bool(_fetch(sql, [key, from_moment(now)]))
 
 
 def results(run_id: str) -> dict[str, str]:

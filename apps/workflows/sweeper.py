@@ -11,47 +11,17 @@ from datetime import datetime, timedelta
 
 import structlog
 from django.db import InterfaceError, OperationalError, close_old_connections, connections
-from django.db.models import Exists, Max, Min, OuterRef, Q, Value
-from django.db.models.functions import Coalesce
 
 from apps.workflows import wakeups
 from apps.workflows.driver import Driver
+from apps.workflows.due import BATCH, due_keys, next_due
 from apps.workflows.lanes import Lanes
-from apps.workflows.models import WorkflowKey, WorkflowRun
 from unkey import clock
 
 log = structlog.get_logger("workflows")
 
 INTERVAL = 0.5
-BATCH = 500
 YOUNG_OBJECTS = 10_000
-
-
-def due_keys(queues: Iterable[str] | None = None, limit: int = BATCH) -> list[str]:
-    """Return keys that have a run to drive now, urgent ones first, then by how long they are due.
-
-    Keys that somebody holds (a live lease, an exclusive run that itself is not due) are left out.
-    """
-    now = clock.now()
-    held = WorkflowKey.objects.filter(
-        Q(lease_expires_at__gt=now) | (Q(exclusive=True) & ~Q(holder=OuterRef("id")) & ~Q(holder="")),
-        key=OuterRef("key"),
-    )
-    due = WorkflowRun.objects.filter(~Exists(held), next_at__lte=now)
-    if queues is not None:
-        due = due.filter(queue__in=list(queues))
-    # Grouped by an expression: by the column itself SQLite walks the whole index of keys, parked runs too.
-    named = due.order_by().annotate(name=Coalesce("key", Value(""))).values("name")
-    keys = named.annotate(first=Min("next_at"), most=Max("urgent"))
-    return [row["name"] for row in keys.order_by("-most", "first")[:limit]]
-
-
-def next_due(queues: Iterable[str] | None = None) -> datetime | None:
-    """Return the time of the nearest timer that is still to come."""
-    later = WorkflowRun.objects.filter(next_at__gt=clock.now())
-    if queues is not None:
-        later = later.filter(queue__in=list(queues))
-    return later.order_by("next_at").values_list("next_at", flat=True).first()
 
 
 def drain(limit: int = 10_000) -> int:
@@ -115,20 +85,15 @@ class Dispatcher:
             self._sweeper.join()
         self._lanes.join()
 
-    def drive(self, key: str) -> int:
-        """Drive a key and wait until it is done; at once 0 if it is being driven already."""
-        return self._lanes.drive(key)
-
     def accept(self, key: str, queue: str) -> bool:
-        """Take a wake-up of this process, if there is room and the queue is served here."""
+        """Take a wake-up of this process if the queue is served here; say whether others need not know of it."""
         if self.queues is not None and queue not in self.queues:
             return False
         return self._lanes.offer(key)
 
     def wake(self, key: str) -> None:
-        """Take a wake-up from the broker and return at once; the sweeper finds what there is no room for."""
-        if not self._lanes.offer(key):
-            self._wanted.set()
+        """Take a wake-up from the broker and return at once."""
+        self._lanes.offer(key)
 
     def due_at(self, moment: datetime) -> None:
         """Sweep at this time, if that is sooner than planned."""
@@ -159,9 +124,8 @@ class Dispatcher:
         connections.close_all()
 
     def _sweep_once(self) -> float:
-        if self._lanes.room > 0:
-            keys = due_keys(self.queues, limit=BATCH)
-            self._lanes.found(keys, more=len(keys) == BATCH)
+        keys = due_keys(self.queues, BATCH, self._lanes.room)
+        self._lanes.found(keys, more=len(keys) == BATCH)
         soonest = next_due(self.queues)
         with self._guard:
             self._soonest = soonest

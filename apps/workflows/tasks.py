@@ -8,6 +8,7 @@ from celery.signals import celeryd_after_setup, worker_shutdown, worker_shutting
 
 from apps.workflows import history, metrics, sweeper, wakeups
 from apps.workflows.driver import Driver
+from apps.workflows.due import due_keys
 from apps.workflows.models import WorkflowRun
 from unkey.celery import app
 from unkey.env import env
@@ -29,7 +30,7 @@ def drive(key: str) -> None:
 @app.task(name="workflows.sweep", ignore_result=True)
 def sweep() -> None:
     """Wake every key that has something due: for workers whose own sweeper has died."""
-    keys = sweeper.due_keys()
+    keys = due_keys()
     queues = dict(WorkflowRun.objects.filter(key__in=keys, next_at__isnull=False).values_list("key", "queue"))
     for key in keys:
         if key in queues:

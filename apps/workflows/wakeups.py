@@ -1,4 +1,4 @@
-"""Sends wake-ups: to this process's own dispatcher when it has room, else through Celery.
+"""Sends wake-ups: to this process's own dispatcher, and through Celery unless that has room.
 
 A wake-up that is lost costs at most the sweeper's interval, so nothing here may fail its caller.
 """
@@ -21,7 +21,7 @@ class Local(Protocol):
     """A dispatcher in this process."""
 
     def accept(self, key: str, queue: str) -> bool:
-        """Take the key if this process serves the queue and has a free thread."""
+        """Take the key if this process serves the queue; say whether there is room for whatever it wants to do."""
 
     def due_at(self, moment: datetime) -> None:
         """Remember that something becomes due."""

@@ -238,6 +238,34 @@ class Reaches(Workflow):
     compensations = {outside_step: undo("outside")}
 
 
+def reaching(name: str) -> Step:
+    """Return a step with an outside part and nothing to write."""
+
+    def record(run: Run, _value: JSON) -> JSON:
+        return None
+
+    record.__name__ = name
+    return step(outside=reach_out, retry=FAST)(record)
+
+
+class ReachesTwice(Workflow):
+    """Two outside parts, one after the other."""
+
+    service, key = "test-reaches-twice", "k"
+    steps = (reaching("first"), reaching("second"))
+
+
+_begun = note("begun")
+
+
+class UndoneOutside(Workflow):
+    """Records, and is undone by an outside part."""
+
+    service, key = "test-undone-outside", "k"
+    steps = (_begun, note("more"))
+    compensations = {_begun: reaching("undo_begun")}
+
+
 def overlap(run: Run) -> Any:
     outside_effect(room(run), f"begin {run.input['k']} {run.id}")
     time.sleep(0.002)

@@ -28,9 +28,9 @@ def crew() -> Crew:
     return Crew(
         None,
         stopping=lambda: False,
-        take_place=lambda: True,
+        take_place=lambda key, urgent: True,
         give_back=lambda places: None,
-        keeps_place=lambda key: True,
+        keeps_place=lambda key, urgent: True,
     )
 
 

@@ -18,6 +18,7 @@ from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from apps.workflows import wakeups
+from apps.workflows.due import due_keys, next_due
 from apps.workflows.engine import (
     IdempotencyConflict,
     Run,
@@ -31,7 +32,7 @@ from apps.workflows.engine import (
     step,
 )
 from apps.workflows.models import ACTIVE, WorkflowKey
-from apps.workflows.sweeper import Dispatcher, drain, due_keys, next_due
+from apps.workflows.sweeper import Dispatcher, drain
 from apps.workflows.tests import flows
 from apps.workflows.tests.conftest import Process, Until
 from unkey import clock

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from django.contrib.auth.models import Group
 
+from apps.workflows.due import due_keys
 from apps.workflows.engine import Run, State, Workflow, WorkflowRun, notify, start, step
-from apps.workflows.sweeper import Dispatcher, drain, due_keys
+from apps.workflows.sweeper import Dispatcher, drain
 from apps.workflows.tests import flows
 from apps.workflows.tests.conftest import Process, Until
 
