@@ -52,7 +52,7 @@ def database(url: str, *, create: bool = True) -> dict[str, Any]:
             raise BadSetting("DATABASE_URL lacks the host or the name: mysql://user:password@host:3306/name")
         _require_driver()
         return {
-            "ENGINE": "django.db.backends.mysql",
+            "ENGINE": "unkey.mysql",
             "NAME": unquote(parts.path[1:]),
             "USER": unquote(parts.username or ""),
             "PASSWORD": unquote(parts.password or ""),

@@ -64,14 +64,14 @@ class TenantQuerySet(models.QuerySet[_M]):
 
     def create(self, **kwargs: Any) -> _M:
         instance = self.model(**kwargs)
-        _check_owner(instance)
+        check_owner(instance)
         instance.save(force_insert=True, using=self.db)
         return instance
 
     def bulk_create(self, objs: Iterable[_M], *args: Any, **kwargs: Any) -> list[_M]:
         rows = list(objs)
         for row in rows:
-            _check_owner(row)
+            check_owner(row)
         return super().bulk_create(rows, *args, **kwargs)
 
 
@@ -96,7 +96,12 @@ class TenantManager(models.Manager[_M]):
             return self.get_queryset()
 
 
-def _check_owner(instance: Any) -> None:
+def check_owner(instance: Any) -> None:
+    """Refuse a new row that is of another workspace than the scope's.
+
+    Raises:
+        OutsideWorkspace: or there is no scope.
+    """
     scope = _scope.get()
     if scope is None:
         raise OutsideWorkspace(f"{type(instance).__name__} was created outside a workspace scope")

@@ -1,6 +1,6 @@
 """Writes the audit log, in the transaction of the change it tells of."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,10 +10,12 @@ from django.db import connection, models
 from apps.audit.models import AuditLog
 from unkey import clock, ids
 from unkey.actors import Actor
+from unkey.prepared import insert
 from unkey.tenancy import unscoped
 
 SECRET = frozenset({"hash", "plaintext", "ciphertext", "secret", "token", "password", "private_key"})
 HIDDEN = "[REDACTED]"
+_OF_ITS_TARGET = "the audit row belongs to the workspace of its target"
 
 # One id for all that a transaction does in a workspace, by its outermost atomic block.
 _correlations: "WeakKeyDictionary[object, dict[str, str]]" = WeakKeyDictionary()
@@ -45,26 +47,57 @@ def record(
     Raises:
         RuntimeError: called outside a transaction.
     """
+    row = entry(
+        event,
+        actor=actor,
+        workspace_id=workspace_id,
+        targets=targets,
+        description=description,
+        before=before,
+        after=after,
+        meta=meta,
+    )
+    with unscoped(_OF_ITS_TARGET):
+        insert(row)
+    return row
+
+
+def record_all(entries: Sequence[AuditLog]) -> None:
+    """Add the rows that `entry` made, together."""
+    with unscoped(_OF_ITS_TARGET):
+        AuditLog.objects.bulk_create(entries)
+
+
+def entry(
+    event: str,
+    *,
+    actor: Actor,
+    workspace_id: str,
+    targets: Iterable[models.Model] = (),
+    description: str = "",
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> AuditLog:
+    """Return a row for `record_all`; arguments and errors as for `record`."""
     if not connection.in_atomic_block:
         raise RuntimeError(f"audit of {event} was written outside the transaction of its change")
-    with unscoped("the audit row belongs to the workspace of its target"):
-        return AuditLog.objects.create(
-            workspace_id=workspace_id,
-            event=event,
-            description=description,
-            actor_type=actor.type,
-            actor_id=actor.id,
-            actor_name=actor.name,
-            remote_ip=actor.remote_ip,
-            user_agent=actor.user_agent[:512],
-            targets=[
-                {"type": target._meta.model_name, "id": str(target.pk), "name": str(target)}
-                for target in targets
-            ],
-            changes=_changes(before or {}, after or {}),
-            meta=_without_secrets(meta or {}),
-            correlation_id=_correlation(workspace_id),
-        )
+    return AuditLog(
+        workspace_id=workspace_id,
+        event=event,
+        description=description,
+        actor_type=actor.type,
+        actor_id=actor.id,
+        actor_name=actor.name,
+        remote_ip=actor.remote_ip,
+        user_agent=actor.user_agent[:512],
+        targets=[
+            {"type": target._meta.model_name, "id": str(target.pk), "name": str(target)} for target in targets
+        ],
+        changes=_changes(before or {}, after or {}),
+        meta=_without_secrets(meta or {}),
+        correlation_id=_correlation(workspace_id),
+    )
 
 
 def state(row: models.Model, *names: str) -> dict[str, Any]:

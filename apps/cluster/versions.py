@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 import structlog
 from django.conf import settings
 from django.db import connection
-from django.db.models import F
 
 from apps.cluster.models import Stream
 from unkey.models import Versioned
@@ -38,10 +37,28 @@ def next_version(stream: str) -> int:
             and the transaction goes on.
     """
     _take(stream)
-    if not Stream.objects.filter(name=stream).update(version=F("version") + 1):
+    version = _raised(stream)
+    if version is None:
         _create(stream)
-        Stream.objects.filter(name=stream).update(version=F("version") + 1)
-    return Stream.objects.values_list("version", flat=True).get(name=stream)
+        version = _raised(stream)
+    assert version is not None
+    return version
+
+
+# A database says what it wrote in the answer to the statement that wrote it, each in its own way.
+_RAISE = {
+    "mysql": "UPDATE cluster_stream SET version = LAST_INSERT_ID(version + 1) WHERE name = %s",
+    "sqlite": "UPDATE cluster_stream SET version = version + 1 WHERE name = %s RETURNING version",
+}
+
+
+def _raised(stream: str) -> int | None:
+    with connection.cursor() as cursor:
+        cursor.execute(_RAISE[connection.vendor], [stream])
+        if connection.vendor == "mysql":
+            return int(cursor.lastrowid) if cursor.rowcount else None
+        row = cursor.fetchone()
+    return row[0] if row else None
 
 
 def hold(streams: Iterable[str]) -> None:

@@ -9,6 +9,7 @@ from apps.audit import services as audit
 from apps.cluster import versions
 from apps.keys.models import Identity, Ratelimit
 from apps.keys.queries import identity_not_found
+from apps.keys.services import save_limits
 from apps.keys.values import NamedLimit
 from apps.workspaces.models import shard_of
 from unkey import clock, errors
@@ -113,15 +114,20 @@ def _replace_limits(identity: Identity, limits: Sequence[NamedLimit], actor: Act
     """Give an identity exactly these limits; one of the same name keeps its id."""
     present = {row.name: row for row in identity.ratelimits.all()}
     wanted = {limit.name: limit for limit in limits}
+    told = []
+    gone = []
+    saved = []
 
     def tell(verb: str, row: Ratelimit, before: dict[str, Any] | None, after: dict[str, Any] | None) -> None:
-        audit.record(
-            f"ratelimit.{verb}",
-            actor=actor,
-            workspace_id=identity.workspace_id,
-            targets=[row, identity],
-            before=before,
-            after=after,
+        told.append(
+            audit.entry(
+                f"ratelimit.{verb}",
+                actor=actor,
+                workspace_id=identity.workspace_id,
+                targets=[row, identity],
+                before=before,
+                after=after,
+            )
         )
 
     def state(row: Ratelimit) -> dict[str, Any]:
@@ -130,12 +136,16 @@ def _replace_limits(identity: Identity, limits: Sequence[NamedLimit], actor: Act
     for name, row in present.items():
         if name not in wanted:
             tell("delete", row, state(row), None)
-            row.delete()
+            gone.append(row.pk)
     for name, limit in wanted.items():
         known = present.get(name)
         row = known or Ratelimit(workspace_id=identity.workspace_id, identity=identity, name=name)
         before = None if known is None else state(row)
         row.limit, row.duration_ms, row.auto_apply = limit.limit, limit.duration_ms, limit.auto_apply
         if before != state(row):
-            row.save()
+            saved.append(row)
             tell("create" if known is None else "update", row, before, state(row))
+    if gone:
+        Ratelimit.objects.filter(pk__in=gone).delete()
+    save_limits(saved)
+    audit.record_all(told)

@@ -1,11 +1,15 @@
 """Reads of APIs and keys, in the scope of a workspace."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
-from django.db.models import F, Prefetch, Q, QuerySet, Sum
+from django.db import models
+from django.db.models import F, Prefetch, Q, QuerySet, Sum, Value
 
 from apps.keys.models import Api, CreditLease, Identity, Key, Permission, Ratelimit, Role
 from unkey import clock, errors
+from unkey.prepared import Prepared
 
 
 def get_api(api_id: str) -> Api:
@@ -14,10 +18,13 @@ def get_api(api_id: str) -> Api:
     Raises:
         ApiNotFound: unknown, deleted, or another workspace's.
     """
-    api: Api | None = Api.objects.select_related("key_space").filter(pk=api_id, deleted_at=None).first()
+    api = _API.first(api_id)
     if api is None:
         raise api_not_found(api_id)
     return api
+
+
+_API = Prepared(lambda api_id: Api.objects.select_related("key_space").filter(pk=api_id, deleted_at=None))
 
 
 def key_spaces_of(api_ids: Iterable[str]) -> list[str]:
@@ -43,16 +50,108 @@ def live_keys() -> QuerySet[Key]:
     )
 
 
+_KEY = Prepared(lambda key_id: live_keys().select_related("identity").filter(pk=key_id))
+_KEY_OF_HASH = Prepared(lambda hash: live_keys().select_related("identity").filter(hash=hash))
+
+
 def get_key(key_id: str) -> Key:
-    """Return a key with its key space and API.
+    """Return a key with its key space, API and identity.
 
     Raises:
         KeyNotFound: unknown, deleted, its API deleted, or another workspace's.
     """
-    key = live_keys().filter(pk=key_id).first()
+    key = _KEY.first(key_id)
     if key is None:
         raise key_not_found(key_id)
     return key
+
+
+def key_of_hash(stored: str) -> Key | None:
+    """Return the key of a stored hash, as `get_key` does, or None."""
+    return _KEY_OF_HASH.first(stored)
+
+
+class HeldLimit(NamedTuple):
+    """A limit as it is shown of a key or of an identity."""
+
+    id: str
+    name: str
+    limit: int
+    duration_ms: int
+    auto_apply: bool
+
+
+@dataclass(slots=True)
+class Belongings:
+    """What a key has beside its own columns.
+
+    Args:
+        slugs: of permissions, its roles' too.
+        roles: their names.
+        limits: its own.
+        shared_limits: its identity's.
+    """
+
+    slugs: set[str] = field(default_factory=set)
+    roles: set[str] = field(default_factory=set)
+    limits: list[HeldLimit] = field(default_factory=list)
+    shared_limits: list[HeldLimit] = field(default_factory=list)
+
+
+_LIMIT, _SHARED_LIMIT, _PERMISSION, _ROLE = range(4)
+
+
+def belongings(keys: Sequence[Key]) -> dict[str, Belongings]:
+    """Return what each of some keys has, by key id, in one query."""
+    found = {key.pk: Belongings() for key in keys}
+    ids = list(found)
+    rows: Iterable[Any] = ()
+    if ids:
+        rows = _held(ids) if len(ids) > 1 else _HELD_BY_ONE.all(ids[0])
+    for what, key_id, first, second, limit, duration, auto_apply in rows:
+        of = found[key_id]
+        if what == _PERMISSION:
+            of.slugs.add(first)
+        elif what == _ROLE:
+            of.roles.add(first)
+            if second is not None:
+                of.slugs.add(second)
+        else:
+            held = of.limits if what == _LIMIT else of.shared_limits
+            held.append(HeldLimit(first, second, limit, duration, auto_apply))
+    for of in found.values():
+        of.limits.sort(key=lambda one: one.name)
+        of.shared_limits.sort(key=lambda one: one.name)
+    return found
+
+
+def _held(key_ids: Sequence[str]) -> "QuerySet[Any, Any]":
+    """Return rows of what it is, whose, two texts, and a limit's numbers."""
+    numbers = ("limit", "duration_ms", "auto_apply")
+    none = (
+        Value(None, models.BigIntegerField()),
+        Value(None, models.BigIntegerField()),
+        Value(None, models.BooleanField()),
+    )
+    own = Ratelimit.objects.filter(key__in=key_ids)
+    shared = Key.objects.filter(pk__in=key_ids, identity__ratelimits__isnull=False)
+    slugs = Key.objects.filter(pk__in=key_ids, permissions__isnull=False)
+    roles = Key.objects.filter(pk__in=key_ids, roles__isnull=False)
+    return own.values_list(Value(_LIMIT), "key_id", "id", "name", *numbers).union(
+        shared.values_list(
+            Value(_SHARED_LIMIT),
+            "id",
+            "identity__ratelimits__id",
+            "identity__ratelimits__name",
+            *(f"identity__ratelimits__{name}" for name in numbers),
+        ),
+        slugs.values_list(Value(_PERMISSION), "id", "permissions__slug", Value(""), *none),
+        roles.values_list(Value(_ROLE), "id", "roles__name", "roles__permissions__slug", *none),
+        all=True,
+    )
+
+
+_HELD_BY_ONE = Prepared(lambda key_id: _held([key_id]))
 
 
 def shown(keys: "QuerySet[Key]") -> "QuerySet[Key]":

@@ -33,6 +33,7 @@ from apps.workspaces.services import hash_of
 from unkey import clock, errors, ids
 from unkey.actors import Actor
 from unkey.partial import UNSET, Unset
+from unkey.prepared import Prepared, insert
 
 INT64 = 2**63 - 1
 _START_CHARACTERS = 4
@@ -123,11 +124,14 @@ def create_key(
         versions.stamp(key)
         if external_id is not None:
             key.identity = ensure_identity(workspace_id, external_id, actor)
-        key.save(force_insert=True)
+        insert(key)
         audit.record("key.create", actor=actor, workspace_id=workspace_id, targets=[key, api])
-        _connect_permissions(key, ensure_permissions(workspace_id, permissions, actor), actor)
-        _connect_roles(key, _roles(workspace_id, roles), actor)
-        _replace_ratelimits(key, ratelimits)
+        if permissions:
+            _connect_permissions(key, ensure_permissions(workspace_id, permissions, actor), actor)
+        if roles:
+            _connect_roles(key, _roles(workspace_id, roles), actor)
+        if ratelimits:
+            _replace_ratelimits(key, ratelimits)
         if ciphertext is not None:
             EncryptedKey.objects.create(key=key, workspace_id=workspace_id, ciphertext=ciphertext)
     return key, plaintext
@@ -465,9 +469,12 @@ def _end_of_grace(grace: timedelta) -> datetime:
     return now + grace + (minute - past if past else timedelta(0))
 
 
+_IDENTITY = Prepared(lambda external_id: Identity.objects.select_for_update().filter(external_id=external_id))
+
+
 def ensure_identity(workspace_id: str, external_id: str, actor: Actor) -> Identity:
     """Return the identity of an external id, made if there is none; its stream is locked already."""
-    found = Identity.objects.select_for_update().filter(external_id=external_id).first()
+    found = _IDENTITY.first(external_id)
     if found is None:
         identity = Identity(workspace_id=workspace_id, external_id=external_id, shard=shard_of(workspace_id))
         versions.stamp(identity)
@@ -566,10 +573,19 @@ def _replace_ratelimits(key: Key, limits: Sequence[NamedLimit]) -> None:
     """Give a key exactly these limits; one of the same name keeps its id."""
     present = {row.name: row for row in key.ratelimits.all()}
     wanted = {limit.name: limit for limit in limits}
-    for name, row in present.items():
-        if name not in wanted:
-            row.delete()
+    if gone := [row.pk for name, row in present.items() if name not in wanted]:
+        Ratelimit.objects.filter(pk__in=gone).delete()
     for name, limit in wanted.items():
         row = present.get(name) or Ratelimit(workspace_id=key.workspace_id, key=key, name=name)
         row.limit, row.duration_ms, row.auto_apply = limit.limit, limit.duration_ms, limit.auto_apply
-        row.save()
+        present[name] = row
+    save_limits(present[name] for name in wanted)
+
+
+def save_limits(rows: Iterable[Ratelimit]) -> None:
+    """Write limits, new ones and known ones, in one statement each."""
+    rows = list(rows)
+    if fresh := [row for row in rows if row._state.adding]:
+        Ratelimit.objects.bulk_create(fresh)
+    if known := [row for row in rows if row not in fresh]:
+        Ratelimit.objects.bulk_update(known, ["limit", "duration_ms", "auto_apply"])

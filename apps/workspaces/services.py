@@ -17,6 +17,7 @@ from unkey import clock, errors, ids
 from unkey.actors import Actor, Principal
 from unkey.errors import Violation
 from unkey.partial import UNSET, Unset
+from unkey.prepared import Prepared
 from unkey.rpc.grants import gives
 from unkey.tenancy import workspace_scope
 
@@ -212,6 +213,25 @@ def delete_root_key(root_key: RootKey, *, actor: Actor) -> None:
         audit.record("key.delete", actor=actor, workspace_id=root_key.workspace_id, targets=[root_key])
 
 
+_PRESENTED = Prepared(
+    lambda hash: (
+        RootKey.objects.unscoped("who is asking is not known yet")
+        .filter(hash=hash, deleted_at=None)
+        .values_list(
+            "id",
+            "workspace_id",
+            "name",
+            "permissions",
+            "enabled",
+            "expires_at",
+            "last_used_at",
+            "workspace__enabled",
+            "workspace__limits__api_requests_per_minute",
+        )
+    )
+)
+
+
 def authenticate_root_key(plaintext: str) -> Principal:
     """Return who a root key speaks for.
 
@@ -223,32 +243,27 @@ def authenticate_root_key(plaintext: str) -> Principal:
         KeyDisabled: it is.
         Forbidden: it has expired.
     """
-    found = (
-        RootKey.objects.unscoped("who is asking is not known yet")
-        .select_related("workspace__limits")
-        .filter(hash=hash_of(plaintext), deleted_at=None)
-        .first()
-    )
+    found = _PRESENTED.first(hash_of(plaintext))
     if found is None:
         raise errors.RootKeyNotFound("The provided root key is invalid.")
-    if not found.workspace.enabled:
+    key_id, workspace_id, name, permissions, enabled, expires_at, used_at, workspace_enabled, rate = found
+    if not workspace_enabled:
         raise errors.WorkspaceDisabled("The workspace is disabled.")
-    if not found.enabled:
+    if not enabled:
         raise errors.KeyDisabled("The root key is disabled.")
     now = clock.now()
-    if found.expires_at is not None and now > found.expires_at:
+    if expires_at is not None and now > expires_at:
         raise errors.Forbidden("The root key has expired.")
-    if found.last_used_at is None or now - found.last_used_at > _USED_EVERY:
-        RootKey.objects.unscoped("the key that is asking").filter(pk=found.pk).update(last_used_at=now)
-    limits: Limits | None = getattr(found.workspace, "limits", None)
+    if used_at is None or now - used_at > _USED_EVERY:
+        RootKey.objects.unscoped("the key that is asking").filter(pk=key_id).update(last_used_at=now)
     return Principal(
-        workspace_id=found.workspace_id,
+        workspace_id=workspace_id,
         subject="rootkey",
-        id=found.id,
-        name=found.name,
-        permissions=frozenset(found.permissions),
-        requests_per_minute=limits.api_requests_per_minute if limits else None,
-        expires_at=found.expires_at,
+        id=key_id,
+        name=name,
+        permissions=frozenset(permissions),
+        requests_per_minute=rate,
+        expires_at=expires_at,
     )
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -27,10 +28,11 @@ from apps.keys.api.shapes import (
     show_ratelimits,
     show_roles,
 )
-from apps.keys.models import Key, Permission
+from apps.keys.models import EncryptedKey, Key, Permission
 from apps.keys.values import Credits, Refill
 from apps.vault import services as vault
 from apps.vault.errors import Undecryptable
+from apps.workspaces.services import hash_of
 from edge.verify import steps
 from edge.verify.request import BODY as VERIFY_BODY
 from unkey import clock, errors
@@ -205,7 +207,9 @@ def list_keys(call: Call) -> Page:
     if "externalId" in call.body:
         keys = keys.filter(identity__external_id=call.body["externalId"], identity__deleted_at=None)
     return paginate(
-        queries.shown(keys), call.body, lambda rows: show_keys(rows, decrypt=call.body["decrypt"])
+        keys.select_related("identity"),
+        call.body,
+        lambda rows: show_keys(rows, decrypt=call.body["decrypt"]),
     )
 
 
@@ -347,7 +351,7 @@ def get_key(call: Call) -> JSON:
     if decrypt:
         call.authorize(DECRYPT_KEY, ids=_about(key))
         _expect_recoverable(key.key_space.store_encrypted_keys)
-    return _show_key(key, decrypt=decrypt)
+    return show_keys([key], decrypt=decrypt)[0]
 
 
 @route(
@@ -363,11 +367,11 @@ def whoami(call: Call) -> JSON:
     def unknown() -> errors.Fault:
         return errors.KeyNotFound("The provided key does not exist.")
 
-    key = verification.find_key(call.body["key"])
+    key = queries.key_of_hash(hash_of(call.body["key"]))
     if key is None:
         raise unknown()
     call.authorize(ids=_about(key), masked=unknown)
-    return _show_key(key)
+    return show_keys([key])[0]
 
 
 UPDATE_KEY = T("api.{api}.update_key") | U("keyspaces/{keyspace}/keys/{key}#update_key")
@@ -663,26 +667,23 @@ def _changed_credits(body: dict[str, Any] | None) -> dict[str, Any]:
     return changed
 
 
-def _show_key(key: Key, *, decrypt: bool = False) -> dict[str, Any]:
-    return show_keys(queries.shown(queries.live_keys()).filter(pk=key.pk), decrypt=decrypt)[0]
-
-
 def show_keys(keys: Iterable[Key], *, decrypt: bool = False) -> list[dict[str, Any]]:
     """Return keys as answers hold them.
 
     Args:
-        keys: with everything at hand that `queries.shown` fetches.
+        keys: with their identities at hand.
         decrypt: with the texts of those that are recoverable.
     """
     rows = list(keys)
     balances = queries.balances(rows)
-    return [_shown(key, balances, decrypt=decrypt) for key in rows]
+    held = queries.belongings(rows)
+    texts: dict[str, str] = _plaintexts(rows) if decrypt else {}
+    return [_shown(key, balances, held[key.pk], texts.get(key.pk)) for key in rows]
 
 
-def _shown(key: Key, balances: dict[str, int], *, decrypt: bool) -> dict[str, Any]:
-    roles = sorted(key.roles.all(), key=lambda role: role.name)
-    slugs = {permission.slug for permission in key.permissions.all()}
-    slugs.update(permission.slug for role in roles for permission in role.permissions.all())
+def _shown(
+    key: Key, balances: dict[str, int], held: queries.Belongings, plaintext: str | None
+) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "keyId": key.id,
         "start": key.start,
@@ -699,28 +700,28 @@ def _shown(key: Key, balances: dict[str, int], *, decrypt: bool) -> dict[str, An
         shown["lastUsedAt"] = clock.to_ms(key.last_used_at)
     if key.expires_at:
         shown["expires"] = clock.to_ms(key.expires_at)
-    if slugs:
-        shown["permissions"] = sorted(slugs)
-    if roles:
-        shown["roles"] = [role.name for role in roles]
+    if held.slugs:
+        shown["permissions"] = sorted(held.slugs)
+    if held.roles:
+        shown["roles"] = sorted(held.roles)
     if credits := _show_credits(key, balances):
         shown["credits"] = credits
     if key.identity and not key.identity.deleted_at:
-        shown["identity"] = show_identity(key.identity)
-    if ratelimits := show_ratelimits(key.ratelimits.all()):
+        shown["identity"] = show_identity(key.identity, held.shared_limits)
+    if ratelimits := show_ratelimits(held.limits):
         shown["ratelimits"] = ratelimits
-    if decrypt and (plaintext := _plaintext(key)) is not None:
+    if plaintext is not None:
         shown["plaintext"] = plaintext
     return shown
 
 
-def _plaintext(key: Key) -> str | None:
-    if not hasattr(key, "encrypted"):
-        return None
-    try:
-        return vault.decrypt(key.workspace_id, key.encrypted.ciphertext)
-    except Undecryptable:
-        return None
+def _plaintexts(keys: Iterable[Key]) -> dict[str, str]:
+    """Return the texts of those keys that are recoverable, by key id."""
+    found = {}
+    for row in EncryptedKey.objects.filter(key__in=keys):
+        with suppress(Undecryptable):
+            found[row.key_id] = vault.decrypt(row.workspace_id, row.ciphertext)
+    return found
 
 
 def _show_credits(key: Key, balances: dict[str, int]) -> dict[str, Any] | None:

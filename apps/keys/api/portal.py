@@ -272,7 +272,7 @@ def exchange_code(call: Call) -> JSON:
 )
 def list_keys(call: Call) -> Page:
     """List the keys of the session's user, ordered by id."""
-    return paginate(queries.shown(_own_keys(call)), call.body, show_keys)
+    return paginate(_own_keys(call).select_related("identity"), call.body, show_keys)
 
 
 @route(

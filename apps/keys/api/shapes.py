@@ -6,6 +6,7 @@ from typing import Any
 from django.db.models import QuerySet
 
 from apps.keys.models import Identity, Permission, Ratelimit, Role
+from apps.keys.queries import HeldLimit
 from apps.keys.values import NamedLimit
 from unkey import errors
 from unkey.errors import Violation
@@ -79,17 +80,21 @@ def limits(body: Sequence[dict[str, Any]], where: str = "body") -> list[NamedLim
     return [NamedLimit(one["name"], one["limit"], one["duration"], one["autoApply"]) for one in body]
 
 
-def show_identity(identity: Identity) -> dict[str, Any]:
-    """Return an identity as answers hold it; its limits are fetched if they are not at hand."""
+def show_identity(identity: Identity, limits: Iterable[HeldLimit] | None = None) -> dict[str, Any]:
+    """Return an identity as answers hold it.
+
+    Args:
+        limits: its limits; None: as they are at hand, or fetched.
+    """
     shown: dict[str, Any] = {"id": identity.id, "externalId": identity.external_id}
     if identity.meta:
         shown["meta"] = identity.meta
-    if ratelimits := show_ratelimits(identity.ratelimits.all()):
+    if ratelimits := show_ratelimits(identity.ratelimits.all() if limits is None else limits):
         shown["ratelimits"] = ratelimits
     return shown
 
 
-def show_ratelimits(rows: Iterable[Ratelimit]) -> list[dict[str, Any]]:
+def show_ratelimits(rows: Iterable[Ratelimit | HeldLimit]) -> list[dict[str, Any]]:
     """Return limits as answers hold them."""
     return [
         {
