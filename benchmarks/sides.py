@@ -16,7 +16,12 @@ class Side:
         load: runs the load for some seconds.
     """
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], load: Callable[[float], Result]) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: subprocess.Popen[bytes] | psutil.Process,
+        load: Callable[[float], Result],
+    ) -> None:
         self.name = name
         self.results: list[Result] = []
         self.costs: list[float] = []  # microseconds of processor time per request
