@@ -3,7 +3,18 @@
 import subprocess
 import sys
 
-BENCHMARKS = ("verify", "limit", "revocation", "proxy", "workflow", "recover", "deploy", "switch", "feed")
+BENCHMARKS = (
+    "verify",
+    "limit",
+    "management",
+    "revocation",
+    "proxy",
+    "workflow",
+    "recover",
+    "deploy",
+    "switch",
+    "feed",
+)
 
 
 def main() -> int:
