@@ -18,6 +18,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 
 
+EDGE_ROLES = ("api", "frontline", "sentinel")
+
+
 class BadSetting(ValueError):
     """An environment variable holds what its type cannot be read from."""
 
@@ -83,6 +86,13 @@ def _choice(*allowed: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _roles(text: str) -> frozenset[str]:
+    roles = frozenset(EDGE_ROLES if text == "all" else _names(text))
+    if not roles or not roles <= set(EDGE_ROLES):
+        raise ValueError(text)
+    return roles
 
 
 def _networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
@@ -329,10 +339,17 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("EDGE_METRICS_PORT", "port", _port, "9090", "edge: health and Prometheus metrics"),
     Setting(
         "EDGE_ROLE",
-        "all|api|frontline|sentinel",
-        _choice("all", "api", "frontline", "sentinel"),
+        "all, or a list of api, frontline, sentinel",
+        _roles,
         "all",
         "what this edge process does",
+    ),
+    Setting(
+        "EDGE_WORKERS",
+        "count",
+        _count,
+        "0",
+        "processes of an edge that share its ports, replaced when they end; 0: one, that nobody replaces",
     ),
     Setting("EDGE_ID", "name", str, "edge-1", "name of this edge; its snapshot and ledger are kept under it"),
     Setting("EDGE_POLL_MS", "milliseconds", _count, "100", "how often an edge asks for changes"),

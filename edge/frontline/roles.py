@@ -26,6 +26,7 @@ from edge.telemetry.metrics import Registry, Sample, histogram
 from edge.verify.limiter import Limiter
 from edge.verify.ratelimits import Ratelimits
 from edge.verify.verifier import Verifier
+from edge.worker import Inheritance
 
 log = structlog.get_logger("edge")
 
@@ -39,9 +40,11 @@ class Edge:
 
     Args:
         env: the settings; `EDGE_ROLE` says which listeners there are.
+        inherited: what a worker has from its supervisor; None: this edge has none.
     """
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: Any, inherited: Inheritance | None = None) -> None:
+        self._inherited = inherited or Inheritance()
         self.store = Store()
         self.telemetry = telemetry_of(env) if env.TELEMETRY else None
         self.verifier = Verifier(self.store, Limiter(far=bool(env.REDIS_URL)), telemetry=self.telemetry)
@@ -59,12 +62,14 @@ class Edge:
         self._frontline: Frontline | None = None
         self._control_plane: ControlPlane | None = None
         self._add("metrics", "EDGE_METRICS_PORT", Operations(self.registry, self._is_ready).handle)
-        if env.EDGE_ROLE in ("all", "api"):
+        if "api" in env.EDGE_ROLE:
             limits = Ratelimits(self.verifier, self.telemetry)
             api = Api(self.verifier, limits, self.pool, env.web_url)
             self._add("api", "EDGE_API_PORT", api.handle, quick=api.quick, refuse=api.refuse)
-        if env.EDGE_ROLE in ("all", "frontline"):
-            self._control_plane = ControlPlane(env.web_url, env.secret("AGENT_TOKEN"), env.EDGE_ID)
+        if "frontline" in env.EDGE_ROLE:
+            self._control_plane = ControlPlane(
+                env.web_url, env.secret("AGENT_TOKEN"), self._inherited.edge or env.EDGE_ID
+            )
             frontline = self._frontline = Frontline(
                 self.store,
                 self.verifier,
@@ -136,17 +141,26 @@ class Edge:
     async def _listen(self, server: Server, setting: str) -> None:
         port = getattr(self._env, setting)
         try:
-            await server.start(self._env.BIND, port, reuse_port=self._env.EDGE_REUSE_PORT)
+            await server.start(
+                self._env.BIND,
+                port,
+                reuse_port=self._env.EDGE_REUSE_PORT,
+                listening=self._inherited.listener(server.name),
+            )
         except OSError as error:
             raise CannotListen(
                 f"cannot listen on {self._env.BIND}:{port} ({setting}): {error.strerror or error}"
             ) from None
 
-    async def stop(self) -> None:
-        """Drain every listener, health last, then let the store write what it knows."""
+    async def stop(self, *, gently: bool = False) -> None:
+        """Drain every listener, health last, then let the store write what it knows.
+
+        Args:
+            gently: see `Server.stop`.
+        """
         self._started = False
         health, *others = (server for server, _ in self._ports)
-        await asyncio.gather(*(server.stop() for server in others))
+        await asyncio.gather(*(server.stop(gently=gently) for server in others))
         await health.stop()
         self.pool.stop()
         if self._exchange is not None and self._exchanging is not None:

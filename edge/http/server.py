@@ -25,6 +25,25 @@ _TICK_SECONDS = 0.5
 _SAMPLED = 64  # one of so many quick answers is timed
 
 
+def bound(host: str, port: int, *, reuse_port: bool) -> socket.socket:
+    """Bind a socket without listening: until somebody does, connections are refused and not kept waiting.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        made.bind((host, port))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
 class Server:
     """One listening port and its connections.
 
@@ -75,28 +94,28 @@ class Server:
             raise RuntimeError("the server is not started")
         return int(self._listener.sockets[0].getsockname()[1])
 
-    async def start(self, host: str, port: int, *, reuse_port: bool = False) -> None:
+    async def start(
+        self, host: str, port: int, *, reuse_port: bool = False, listening: socket.socket | None = None
+    ) -> None:
         """Listen; port 0 takes a free one.
 
         Args:
-            reuse_port: share the port with other processes (SO_REUSEPORT), for workers and hand-over.
+            reuse_port: share the port with other processes (SO_REUSEPORT).
+            listening: a socket that is bound already; None: bind one.
 
         Raises:
             OSError: the port is taken.
         """
         loop = asyncio.get_running_loop()
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listening = socket.socket(family, socket.SOCK_STREAM)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
-            listening.bind((host, port))
+            if listening is None:
+                listening = bound(host, port, reuse_port=reuse_port)
             self._listener = await loop.create_server(
                 lambda: Connection(self), sock=listening, ssl=self._tls, backlog=1024
             )
         except OSError:
-            listening.close()
+            if listening is not None:
+                listening.close()
             raise
         self._tick(loop)
 
@@ -140,15 +159,21 @@ class Server:
         self.latencies[bisect.bisect_left(LATENCY_BUCKETS, seconds)] += _SAMPLED
         self.latency_sum += seconds * _SAMPLED
 
-    async def stop(self) -> None:
-        """Stop accepting, let requests in flight finish, then break off what is left."""
+    async def stop(self, *, gently: bool = False) -> None:
+        """Stop accepting, let requests in flight finish, then break off what is left.
+
+        Args:
+            gently: leave idle connections open as long: a request that is just on its way is answered, too,
+                and its answer ends the connection.
+        """
         self.draining = True
         if self._listener is not None:
             self._listener.close()
         for connection in list(self.connections):
-            connection.drain()
+            if not gently:
+                connection.drain()
         deadline = time.monotonic() + self.limits.drain_seconds
-        while self._in_flight() and time.monotonic() < deadline:
+        while (self.connections if gently else self._in_flight()) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         for connection in list(self.connections):
             connection.transport.abort()

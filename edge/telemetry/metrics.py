@@ -13,7 +13,7 @@ def _escape(value: str) -> str:
 def sample(name: str, labels: Labels, value: float) -> str:
     """Return one line of the text format."""
     inside = ",".join(f'{label}="{_escape(text)}"' for label, text in labels.items())
-    text = str(value) if isinstance(value, int) else f"{value:.9g}"
+    text = str(int(value)) if isinstance(value, int) else f"{value:.9g}"  # a flag is 1 or 0
     return f"{name}{{{inside}}} {text}" if inside else f"{name} {text}"
 
 

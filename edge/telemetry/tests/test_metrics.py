@@ -15,3 +15,7 @@ def test_a_histogram_adds_up_its_buckets():
 
 def test_a_sample_without_labels_has_no_braces_and_large_counts_stay_exact():
     assert sample("a", {}, 12345678901) == "a 12345678901"
+
+
+def test_a_flag_is_a_number():
+    assert sample("a", {"b": "c"}, True) == 'a{b="c"} 1'
