@@ -6,11 +6,14 @@ environment refuses breaking changes, only the former lets a version become live
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 from apps.deployments import compatibility, lifecycle, specification
 from apps.deployments.models import Deployment, Instance, OpenapiSpec
+from apps.routing import contracts
+from apps.routing import services as routing
 from apps.workflows.engine import JSON, Retry, Run, Wait, Workflow, send, step
 from apps.workflows.engine import State as RunState
 from unkey import clock
@@ -50,7 +53,14 @@ def _fetch(deployments: list[Deployment]) -> dict[str, specification.Found]:
         asked.append((list(addresses[:INSTANCES]), deployment.settings["openapiSpecPath"]))
     with ThreadPoolExecutor(max_workers=max(len(asked), 1)) as pool:
         answers = pool.map(lambda each: specification.fetch_any(*each), asked)
-        return {row.id: answer for row, answer in zip(deployments, answers, strict=True)}
+        return {row.id: _with_contract(row, answer) for row, answer in zip(deployments, answers, strict=True)}
+
+
+def _with_contract(deployment: Deployment, answer: specification.Found) -> specification.Found:
+    """Make of a document what edges need, where a policy asks them to check requests against it."""
+    if not isinstance(answer, specification.Document) or not contracts.is_asked_for(deployment.policies):
+        return answer
+    return replace(answer, contract=contracts.of_document(answer.packed, answer.fault))
 
 
 def _fetch_unread(run: Run) -> Any:
@@ -184,7 +194,20 @@ def _keep(run: Run, found: dict[str, specification.Found]) -> None:
             spec.attempts += 1
             if spec.state == State.UNKNOWN:  # another may have had an answer meanwhile
                 _note(spec, answer, deployment.settings["openapiSpecPath"])
+                _tell_edges(deployment, spec, answer)
             spec.save()
+
+
+def _tell_edges(deployment: Deployment, spec: OpenapiSpec, answer: specification.Found) -> None:
+    """Let edges check requests against the document, or refuse them as long as it is not known."""
+    if not contracts.is_asked_for(deployment.policies):
+        return
+    plan, fault = b"", ""
+    if isinstance(answer, specification.Document) and answer.contract is not None:
+        plan, fault = answer.contract
+    elif not isinstance(answer, specification.Absent):
+        fault = f"the app {spec.fault}"
+    routing.write_contract(deployment, plan, fault)
 
 
 def _note(spec: OpenapiSpec, answer: specification.Found, path: str | None) -> None:

@@ -30,6 +30,7 @@ class Document:
         digest: SHA-256 of the text in UTF-8, hexadecimal.
         packed: the document as it was understood; None if it cannot be compared.
         fault: why it cannot be; empty if it can.
+        contract: what edges check requests against, and why they cannot; None: nobody asked for it.
     """
 
     path: str
@@ -37,6 +38,7 @@ class Document:
     digest: str
     packed: bytes | None
     fault: str
+    contract: tuple[bytes, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

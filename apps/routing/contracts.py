@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from apps.deployments.openapi import BadDocument, Document
+from apps.deployments.openapi import BadDocument, Document, unpack
 from apps.deployments.openapi.documents import operations
 from edge.sentinel.contract import (
     MOST_LEVELS,
@@ -28,6 +28,7 @@ from edge.sentinel.contract import (
     Shape,
     Unfit,
     compile_check,
+    pack,
     read_segment,
 )
 
@@ -134,6 +135,29 @@ def build(document: Document) -> Contract:
         return _Builder(document).build()
     except BadDocument as error:
         raise Unfit(str(error)) from None
+
+
+def is_asked_for(policies: Iterable[Any]) -> bool:
+    """Say whether a policy that is enabled checks requests against the document."""
+    return any(
+        isinstance(policy, dict) and policy.get("enabled") is True and policy.get("openapi") is not None
+        for policy in policies
+    )
+
+
+def of_document(packed: bytes | None, fault: str) -> tuple[bytes, str]:
+    """Return the packed contract of a document, and why requests cannot be checked; one of them is empty.
+
+    Args:
+        packed: see `apps.deployments.openapi.pack`; None: it could not be understood.
+        fault: why not.
+    """
+    if packed is None:
+        return b"", fault
+    try:
+        return pack(build(unpack(packed))), ""
+    except Unfit as error:
+        return b"", str(error)[:MOST_FAULT]
 
 
 class _Builder:

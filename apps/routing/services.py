@@ -8,7 +8,7 @@ from apps.cluster import versions
 from apps.deployments.models import Deployment
 from apps.routing import domains
 from apps.routing.domains import Domain
-from apps.routing.models import FrontlineRoute, Sentinel
+from apps.routing.models import Contract, FrontlineRoute, Sentinel
 from unkey import clock
 from unkey.env import env
 from unkey.tenancy import unscoped
@@ -128,6 +128,23 @@ def write_sentinel(deployment: Deployment) -> Sentinel | None:
         versions.stamp(sentinel)
         sentinel.save()
     return sentinel
+
+
+def write_contract(deployment: Deployment, plan: bytes, fault: str) -> Contract:
+    """Give the edges what requests to a deployment must look like.
+
+    Args:
+        deployment: whose.
+        plan: see `apps.routing.contracts.of_document`; empty: it serves no document.
+        fault: why requests cannot be checked; edges refuse them.
+    """
+    with transaction.atomic():
+        contract = Contract.objects.filter(deployment=deployment).first() or Contract(deployment=deployment)
+        contract.workspace_id = deployment.workspace_id
+        contract.plan, contract.fault = plan, fault[: Contract._meta.get_field("fault").max_length]
+        versions.stamp(contract)
+        contract.save()
+    return contract
 
 
 def set_sentinel_state(deployment_id: str, desired_state: str) -> int:
