@@ -9,7 +9,7 @@ import asyncio
 import logging
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import httptools
 
@@ -58,6 +58,8 @@ class Phase:
 
 class Connection(asyncio.Protocol):
     """One client connection of a `Server`."""
+
+    exchange_type: "ClassVar[type[Exchange] | None]" = None
 
     __slots__ = (
         "_begun",
@@ -509,9 +511,9 @@ class Connection(asyncio.Protocol):
 
     # -- writing
 
-    def write(self, data: bytes) -> None:
-        """Write bytes of a response."""
-        self.transport.write(data)
+    def send_continue(self) -> None:
+        """Tell the client that its body is wanted."""
+        self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def respond(self, request: Request, status: int, headers: bytes, body: bytes) -> None:
         """Answer the current request by one write; see `Request.respond`."""
@@ -652,7 +654,7 @@ class _Discarded(Request):
     def body_received(self, piece: bytes, ended: bool) -> None:
         if ended:
             self.connection.request = None
-            self.connection.next_request()
+            cast(Connection, self.connection).next_request()
 
     def body_failed(self) -> None:
         """Nobody waits for it."""

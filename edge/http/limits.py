@@ -20,6 +20,7 @@ class Limits:
             shortest keep-alive of common servers (gunicorn: 2), so that they do not close it first.
         upstream_idle_count: idle connections that are kept per instance.
         buffer_bytes: what is held back for a slow reader before its writer is paused.
+        streams: requests that are under way at once on a connection of HTTP/2.
         drain_seconds: how long requests in flight may take after a SIGTERM.
     """
 
@@ -33,6 +34,7 @@ class Limits:
     upstream_idle_seconds: float = 1.5
     upstream_idle_count: int = 128
     buffer_bytes: int = 64 * 1024
+    streams: int = 128
     drain_seconds: float = 30
 
     @classmethod

@@ -6,8 +6,8 @@ packet) a request costs two writes and no task.
 
 from collections.abc import Callable
 
-from edge.http.connection import Connection, Phase
-from edge.http.request import IDEMPOTENT, Request
+from edge.http.connection import Phase
+from edge.http.request import IDEMPOTENT, Channel, Request
 from edge.http.upstream import Endpoint, Pool, ResponseHead, UpstreamConnection
 from unkey.errors import BadGateway, Fault, GatewayTimeout, MalformedRequest, UpstreamUnavailable
 
@@ -17,7 +17,7 @@ _NOT_FORWARDED = frozenset({
     b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"x-forwarded-port",
     b"forwarded", b"x-real-ip", b"http2-settings",
 })  # fmt: skip
-_FORBIDDEN_TRAILERS = _NOT_FORWARDED | {b"authorization", b"set-cookie", b"cache-control", b"content-type"}
+FORBIDDEN_TRAILERS = _NOT_FORWARDED | {b"authorization", b"set-cookie", b"cache-control", b"content-type"}
 _REPLAY_BYTES = 64 * 1024
 _UNREACHABLE = "The app cannot be reached. It may be starting, or it does not listen on its PORT."
 _BROKEN = "The app broke the connection off before it answered."
@@ -48,7 +48,8 @@ def forward(
         response_lines: headers to add towards the client.
         refuse: answers the request when no response can be had.
     """
-    exchange = Exchange(request, pool, addresses, response_lines, refuse)
+    passing_on = request.connection.exchange_type or Exchange
+    exchange = passing_on(request, pool, addresses, response_lines, refuse)
     head = request.head
     onward = head.onward
     if not onward:
@@ -114,7 +115,7 @@ class Exchange:
         refuse: Refuse,
     ) -> None:
         self.request = request
-        self.client: Connection = request.connection
+        self.client: Channel = request.connection
         self.pool = pool
         self.upstream: UpstreamConnection | None = None
         self.sent = False
@@ -281,7 +282,7 @@ class Exchange:
             return b""
         if trailers:
             lines = trailers.split(b"\r\n")[:-1]
-            kept = [line for line in lines if line.partition(b":")[0].lower() not in _FORBIDDEN_TRAILERS]
+            kept = [line for line in lines if line.partition(b":")[0].lower() not in FORBIDDEN_TRAILERS]
             trailers = b"".join(line + b"\r\n" for line in kept)
         return b"0\r\n%b\r\n" % trailers
 

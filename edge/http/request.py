@@ -1,5 +1,6 @@
 """A client's request as the edge's roles see it: parsed facts, the body, and how to answer."""
 
+import asyncio
 import functools
 import itertools
 import os
@@ -12,7 +13,7 @@ from edge.http import refusal
 from unkey.errors import Fault, MalformedRequest, RequestBodyTooLarge
 
 if TYPE_CHECKING:
-    from edge.http.connection import Connection
+    from edge.http.proxy import Exchange
 
 Field = tuple[bytes, bytes, bytes]
 """A header: lower-case name, name as sent, value."""
@@ -58,6 +59,45 @@ class BodySink(Protocol):
 
     def body_failed(self) -> None:
         """The client broke the body off or sent garbage; no more of it comes."""
+
+
+class Channel(Protocol):
+    """What requests come by: a connection of HTTP/1.1, or one stream of HTTP/2.
+
+    `exchange_type` passes its requests on; None: the one for HTTP/1.1. `deadline` is in monotonic
+    seconds; `eof`: the client has ended its side.
+    """
+
+    request: "Request | None"
+    exchange: "Exchange | None"
+    phase: int
+    deadline: float
+    eof: bool
+
+    @property
+    def exchange_type(self) -> "type[Exchange] | None": ...
+
+    @property
+    def secure(self) -> bool: ...
+
+    @property
+    def transport(self) -> asyncio.Transport: ...
+
+    def respond(self, request: "Request", status: int, headers: bytes, body: bytes) -> None: ...
+
+    def send_continue(self) -> None: ...
+
+    def finish(self, request: "Request") -> None: ...
+
+    def fail(self, fault: Fault) -> None: ...
+
+    def connection_line(self, request: "Request") -> bytes: ...
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def take_held(self) -> bytes: ...
 
 
 class Told:
@@ -134,7 +174,7 @@ class Request:
         "upgrade",
     )  # fmt: skip
 
-    def __init__(self, connection: "Connection", head: Head) -> None:
+    def __init__(self, connection: Channel, head: Head) -> None:
         self.connection = connection
         self.head = head
         self.method = head.method
@@ -233,7 +273,7 @@ class Request:
             self.sink = _WholeBody(self, limit, use, refuse)
             self.connection.resume_reading()
             if self.expects_continue:
-                self.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.connection.send_continue()
 
 
 class _WholeBody:

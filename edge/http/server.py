@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from edge.http.connection import Connection, Phase
+from edge.http.http2 import Http2Connection
 from edge.http.limits import Limits
 from edge.http.request import Head, Request
 from unkey.errors import Fault
@@ -44,6 +45,23 @@ def bound(host: str, port: int, *, reuse_port: bool) -> socket.socket:
     return made
 
 
+class _Negotiated(asyncio.Protocol):
+    """Hands a connection over to the protocol that its handshake has agreed on (ALPN, RFC 7301)."""
+
+    def __init__(self, server: "Server") -> None:
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        tls = transport.get_extra_info("ssl_object")
+        protocol: Connection | Http2Connection
+        if tls.selected_alpn_protocol() == "h2":
+            protocol = Http2Connection(self._server)
+        else:
+            protocol = Connection(self._server)
+        transport.set_protocol(protocol)
+        protocol.connection_made(transport)
+
+
 class Server:
     """One listening port and its connections.
 
@@ -72,7 +90,7 @@ class Server:
         self.handle = handle
         self.limits = limits
         self.secure = tls is not None
-        self.connections: set[Connection] = set()
+        self.connections: set[Connection | Http2Connection] = set()
         self.draining = False
         self.now = time.monotonic()
         self.statuses: dict[int, int] = {}
@@ -110,8 +128,9 @@ class Server:
         try:
             if listening is None:
                 listening = bound(host, port, reuse_port=reuse_port)
+            protocol = Connection if self._tls is None else _Negotiated
             self._listener = await loop.create_server(
-                lambda: Connection(self), sock=listening, ssl=self._tls, backlog=1024
+                lambda: protocol(self), sock=listening, ssl=self._tls, backlog=1024
             )
         except OSError:
             if listening is not None:
@@ -170,7 +189,7 @@ class Server:
         if self._listener is not None:
             self._listener.close()
         for connection in list(self.connections):
-            if not gently:
+            if not gently or isinstance(connection, Http2Connection):
                 connection.drain()
         deadline = time.monotonic() + self.limits.drain_seconds
         while (self.connections if gently else self._in_flight()) and time.monotonic() < deadline:

@@ -32,11 +32,11 @@ Find = Callable[[str], Pair | None]
 
 
 def server_context() -> ssl.SSLContext:
-    """Return an empty context: TLS 1.2 and later, HTTP/1.1 by ALPN."""
+    """Return an empty context: TLS 1.2 and later, HTTP/2 or HTTP/1.1 by ALPN."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(["h2", "http/1.1"])
     return context
 
 

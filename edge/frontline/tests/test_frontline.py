@@ -1,7 +1,6 @@
 """Frontline: routing, what is refused with which code, switches without failures, TLS."""
 
 import asyncio
-import datetime
 import itertools
 import json
 import socket
@@ -11,16 +10,13 @@ import threading
 import bcrypt
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edge.frontline.api import Api
 from edge.frontline.operations import Operations
 from edge.http.limits import Limits
-from edge.http.tests.rig import PATIENCE, Client, free_port
+from edge.http.tests.rig import PATIENCE, Client, certificate, free_port
 from edge.http.tls import Certificates
 from edge.store.records import Certificate
 from edge.telemetry.metrics import Registry
@@ -190,29 +186,6 @@ def test_plain_http_is_redirected_if_asked_for(rig, records, frontline):
     assert refused(client, b"GET /.well-known/acme-challenge/x HTTP/1.1\r\nHost: a\r\n\r\n")[0] == 404
 
 
-def issue(name: str, version: int) -> Certificate:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(version)
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=36500))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return Certificate(
-        name, certificate.public_bytes(serialization.Encoding.PEM).decode(), private.decode(), version
-    )
-
-
 def handshake(port: int, name: str | None, highest=ssl.TLSVersion.TLSv1_3) -> ssl.SSLSocket:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -238,7 +211,7 @@ def test_certificates_are_chosen_by_name_and_change_without_a_restart(rig, recor
     certificates = Certificates(records.certificate, "unkey.test")
     server = frontline(tls=certificates.listener_context())
     for number, name in enumerate(["shop.test", "*.apps.test", "unkey.test"], 1):
-        records.certificates[name] = issue(name, number)
+        records.certificates[name] = certificate(name, number)
 
     assert serial(server.port, "shop.test") == 1
     assert serial(server.port, "SHOP.test", ssl.TLSVersion.TLSv1_2) == 1
@@ -248,7 +221,7 @@ def test_certificates_are_chosen_by_name_and_change_without_a_restart(rig, recor
         handshake(server.port, "a.b.apps.test")
     assert certificates.unknown == 1
 
-    records.certificates["shop.test"] = issue("shop.test", 9)
+    records.certificates["shop.test"] = certificate("shop.test", 9)
     assert serial(server.port, "shop.test") == 9
     records.certificates["shop.test"] = Certificate("shop.test", "broken", "broken", 10)
     assert serial(server.port, "shop.test") == 9
@@ -260,7 +233,7 @@ def test_requests_pass_over_tls(rig, records, frontline):
     records.switch(HOST, "d_1")
     records.guard("d_1")
     records.run("d_1", origin)
-    records.certificates[HOST] = issue(HOST, 1)
+    records.certificates[HOST] = certificate(HOST, 1)
     server = frontline(tls=Certificates(records.certificate, HOST).listener_context(), redirect_port=443)
     client = Client.over(handshake(server.port, HOST))
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime
 import re
 import socket
 import threading
@@ -11,12 +12,17 @@ from typing import Any
 
 import h11
 import uvloop
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from edge.http.limits import Limits
 from edge.http.proxy import forward
 from edge.http.request import Request
 from edge.http.server import Server
 from edge.http.upstream import Pool
+from edge.store.records import Certificate
 from unkey.ports import choose
 
 PATIENCE = 10.0
@@ -234,7 +240,7 @@ class Rig:
         self.servers: list[Server] = []
         self.ports: dict[Server, int] = {}
         self.origins: list[Origin] = []
-        self.clients: list[Client] = []
+        self.clients: list[Any] = []
 
     def origin(self, answer: Callable[[Seen], bytes] = ok, script: Any = None, port: int = 0) -> Origin:
         origin = Origin(answer, script, port=port)
@@ -250,10 +256,10 @@ class Rig:
         self.ports[server] = server.port
         return server
 
-    def proxy(self, *addresses: str, limits: Limits | None = None) -> Server:
+    def proxy(self, *addresses: str, limits: Limits | None = None, **options: Any) -> Server:
         """Start a server that forwards everything."""
         self.pool.limits = limits or Limits()
-        return self.serve(lambda request: forward(request, self.pool, addresses), limits)
+        return self.serve(lambda request: forward(request, self.pool, addresses), limits, **options)
 
     def client(self, server: Server, **options: Any) -> Client:
         client = Client(self.ports[server], **options)
@@ -275,6 +281,30 @@ class Rig:
         for origin in self.origins:
             origin.close()
         self.loop.close()
+
+
+def certificate(name: str, version: int) -> Certificate:
+    """Return a certificate that signs itself, with the version as its serial number."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    issued = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(version)
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=36500))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return Certificate(
+        name, issued.public_bytes(serialization.Encoding.PEM).decode(), private.decode(), version
+    )
 
 
 def free_port() -> int:
