@@ -93,6 +93,7 @@ class Run:
         service: name of the workflow.
         key: what the run serialises on, with its key space.
         workspace_id: whose run it is, or None.
+        urgent: it goes before other ready runs of its key; so do the children that it calls.
         input: what `start` was given.
         step: name of the step that runs.
         token: `<run id>/<step>`, the same in every attempt: the outside world is idempotent by it.
@@ -105,6 +106,7 @@ class Run:
     service: str
     key: str
     workspace_id: str | None
+    urgent: bool
     input: dict[str, Any]
     step: str
     token: str

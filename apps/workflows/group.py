@@ -382,6 +382,7 @@ class Group:
             service=row.service,
             key=row.key,
             workspace_id=row.workspace_id,
+            urgent=row.urgent,
             input=json.loads(row.input),
             step=job.step.name,
             token=turns.token(row, job),

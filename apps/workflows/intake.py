@@ -140,7 +140,7 @@ def call(
             child = call(run, Build, {"deployment_id": run.input["deployment_id"]})
             return child if isinstance(child, Wait) else child.result
 
-    A cancel or failure of the parent cancels a child that still runs.
+    A cancel or failure of the parent cancels a child that still runs. The child of an urgent run is urgent.
 
     Args:
         run: the parent.
@@ -156,6 +156,7 @@ def call(
         input,
         idempotency_key=f"{run.id}/{run.step}/{workflow.service}",
         workspace_id=run.workspace_id,
+        urgent=run.urgent or workflow.urgent,
         parent_id=run.id,
     )
     if row.state == State.SUCCEEDED:

@@ -70,6 +70,16 @@ def _start_urgent(run: Run) -> None:
 
 
 @pytest.mark.django_db
+def test_w05_the_child_that_an_urgent_run_waits_for_is_urgent_and_what_it_sends_is_not() -> None:
+    for urgent in (True, False):
+        start(flows.Parent, {"child": "test-three", "child_input": {"k": "a", "name": "c"}}, urgent=urgent)
+    drain()
+    called = WorkflowRun.objects.filter(parent_id__isnull=False).order_by("arrival")
+    assert [run.urgent for run in called] == [True, False]
+    assert not WorkflowRun.objects.filter(service="test-three", parent_id=None, urgent=True).exists()
+
+
+@pytest.mark.django_db
 def test_w05_an_exclusive_run_that_has_begun_is_not_overtaken_by_an_urgent_one() -> None:
     start(flows.Listens, {"k": "a", "name": "x", "topic": "t"})
     drain()
