@@ -1,13 +1,15 @@
 """Forks Celery workers that have everything loaded, so that a killed one is replaced in a moment.
 
 Reads one number a line from standard input, forks a worker of that number, and answers with its process
-id. Ends with its input, and its workers with it.
+id. Ends with its input, and its workers with it. A worker that ends by an error of its own leaves it in its
+log, and a file `failed-<number>`.
 """
 
 import ctypes
 import os
 import signal
 import sys
+import traceback
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -41,16 +43,20 @@ def _obey_clock_signals() -> None:
         signal.signal(number, move)
 
 
+def _room() -> Path:
+    return Path(os.environ["FAULTS_ROOM"])
+
+
 def _work(number: str) -> None:
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    log = os.open(Path(os.environ["FAULTS_ROOM"]) / f"worker-{number}.log", os.O_WRONLY | os.O_CREAT)
+    log = os.open(_room() / f"worker-{number}.log", os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(log, stream)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     _obey_clock_signals()
-    os.environ["UNKEY_READY_FILE"] = f"{os.environ['FAULTS_ROOM']}/ready-{number}"
+    os.environ["UNKEY_READY_FILE"] = str(_room() / f"ready-{number}")
     app.worker_main(["worker", "--loglevel=INFO", "-n", f"w{number}@faults", "--without-gossip"])
 
 
@@ -69,7 +75,13 @@ def main() -> None:
         if pid == 0:
             try:
                 _work(line.strip())
+            except BaseException:
+                # Left to the interpreter, which does not get to it, nobody would read why.
+                sys.stderr.write(traceback.format_exc())
+                (_room() / f"failed-{line.strip()}").touch()
             finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
                 os._exit(1)
         print(pid, flush=True)
 

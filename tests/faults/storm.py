@@ -34,6 +34,7 @@ GRACE_SECONDS = 5.0
 LINE_BYTES = 150  # about one line of the ledger
 LONGEST_PAUSE_SECONDS = 2.0
 KEYS = 6
+STILLBORN = 4 * WORKERS
 
 _T = TypeVar("_T")
 
@@ -119,6 +120,7 @@ class Storm:
         self._cancels: list[tuple[float, Started]] = []
         self._broker_back = 0.0
         self._counted = 0
+        self._stillborn = 0
         self.account = Account()
         (room / "plan").mkdir()
         with open(room / "nursery.log", "w") as log:
@@ -228,6 +230,7 @@ class Storm:
             state = _state(worker.pid)
             if state in ("", "Z"):
                 self._workers.remove(worker)
+                self._complain_of(worker)
                 self._spawn()
                 continue
             self._let_go_on(worker, state)
@@ -247,6 +250,21 @@ class Storm:
             self._cancel(started)
         self._try(self._mend)
         self._count_claims()
+
+    def _complain_of(self, worker: Worker) -> None:
+        """Tell why a worker ended by itself: a database that is away for a moment may do that, but not for long.
+
+        Raises:
+            RuntimeError: so many in a row did not start that none ever will.
+        """
+        if not (self._room / f"failed-{worker.number}").exists():
+            self._stillborn = 0
+            return
+        self._stillborn += 1
+        said = (self._room / f"worker-{worker.number}.log").read_text().strip()
+        if self._stillborn > STILLBORN:
+            raise RuntimeError(f"workers do not start; the last of {self._stillborn} said: {said}")
+        self._say(f"worker {worker.number} did not start: {said.splitlines()[-1] if said else 'silently'}")
 
     def _mend(self) -> None:
         for row in WorkflowRun.objects.filter(state=State.NEEDS_ATTENTION, service=flows.Stuck.service):
