@@ -39,7 +39,9 @@ def _keep_logging(**_kwargs: Any) -> None:
     with in_one_line():
         require_writable(app.conf.broker_transport_options)
         if missing := health.missing_migrations():
-            raise BadSetting(f"{missing} migrations are not applied (DATABASE_URL): `manage.py prepare`")
+            raise BadSetting(
+                f"{missing} migrations are not applied (DATABASE_URL): run `python manage.py prepare`"
+            )
     connection.close()
 
 

@@ -6,6 +6,22 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from unkey.env import BadSetting
 
+NOT_PREPARED = (
+    "The database lacks tables or columns of this version: "
+    "whoever runs this installation has to run `python manage.py prepare`."
+)
+# ER_BAD_FIELD_ERROR, ER_NO_SUCH_TABLE
+_LACKING_CODES = {1054, 1146}
+_LACKING_TEXTS = ("no such table", "no such column", "has no column named")
+
+
+def lacks_schema(error: BaseException) -> bool:
+    """Say whether a database error means that a table or column of this code is not there: not migrated."""
+    text = str(error)
+    return (bool(error.args) and error.args[0] in _LACKING_CODES) or any(
+        lacking in text for lacking in _LACKING_TEXTS
+    )
+
 
 def database(url: str, *, create: bool = True) -> dict[str, Any]:
     """Return Django's settings for a `sqlite:///path` or `mysql://user:password@host:port/name` URL.

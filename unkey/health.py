@@ -6,12 +6,13 @@ the one that this code was written for.
 
 from collections.abc import Callable
 
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, InterfaceError, OperationalError, ProgrammingError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from unkey.database import NOT_PREPARED, lacks_schema
 from unkey.tokens import bears_agent_token
 
 _startup_done = False
@@ -45,6 +46,15 @@ PROBES = {"/health/live": live, "/health/ready": ready, "/health/startup": start
 """Answered before any other middleware: probes come by address, whatever ALLOWED_HOSTS says."""
 
 
+def outage(error: BaseException) -> str | None:
+    """Return what a caller is told of an error that means that the database is of no use now; None for others."""
+    if isinstance(error, OperationalError | ProgrammingError) and lacks_schema(error):
+        return NOT_PREPARED
+    if isinstance(error, OperationalError | InterfaceError):
+        return "The database does not answer at the moment. Please try again."
+    return None
+
+
 def missing_migrations() -> int:
     """Return how many migrations of this code the database lacks.
 
@@ -76,6 +86,6 @@ def _schema_fits() -> str:
     global _startup_done
     if not _startup_done:
         if missing := missing_migrations():
-            return f"{missing} migrations are not applied"
+            return f"{missing} migrations are not applied: run `python manage.py prepare`"
         _startup_done = True
     return ""

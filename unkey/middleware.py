@@ -4,12 +4,11 @@ import time
 from collections.abc import Callable
 
 import structlog
-from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse
 from prometheus_client import Histogram
 
 from unkey import ids
-from unkey.health import PROBES
+from unkey.health import PROBES, outage
 
 log = structlog.get_logger("unkey.web")
 
@@ -50,8 +49,8 @@ class RequestContext:
 
     def process_exception(self, _request: HttpRequest, error: Exception) -> HttpResponse | None:
         """Say in one line that the database is away, instead of a page of where that was noticed."""
-        if not isinstance(error, OperationalError):
+        told = outage(error)
+        if told is None:
             return None
         log.warning("database_away", error=str(error))
-        text = "The database does not answer; try again in a moment.\n"
-        return HttpResponse(text, status=503, content_type="text/plain", headers={"Retry-After": "1"})
+        return HttpResponse(f"{told}\n", status=503, content_type="text/plain", headers={"Retry-After": "1"})

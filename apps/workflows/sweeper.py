@@ -10,13 +10,14 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 import structlog
-from django.db import InterfaceError, OperationalError, close_old_connections, connections
+from django.db import close_old_connections, connections
 
 from apps.workflows import wakeups
 from apps.workflows.driver import Driver
 from apps.workflows.due import BATCH, due_keys, next_due
 from apps.workflows.lanes import Lanes
 from unkey import clock
+from unkey.health import outage
 
 log = structlog.get_logger("workflows")
 
@@ -113,12 +114,13 @@ class Dispatcher:
                 if away:
                     log.info("the database is back")
                 away = False
-            except (OperationalError, InterfaceError) as error:
-                if not away:
-                    log.warning("the database is away; nothing is driven until it is back", error=str(error))
-                away = True
-            except Exception:
-                log.exception("sweep failed")
+            except Exception as error:
+                told = outage(error)
+                if told is None:
+                    log.exception("sweep failed")
+                elif not away:
+                    away = True
+                    log.warning("nothing is driven for now", reason=told, error=str(error))
             self._wanted.wait(pause)
             self._wanted.clear()
         connections.close_all()

@@ -19,7 +19,7 @@ from typing import Any
 
 import msgspec
 import structlog
-from django.db import InterfaceError, OperationalError
+from django.db import OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.http.request import UnreadablePostError
 
@@ -30,6 +30,7 @@ from unkey import clock, errors, ids
 from unkey.actors import Actor, Principal
 from unkey.env import env
 from unkey.errors import Fault, Violation
+from unkey.health import outage
 from unkey.rpc import cors
 from unkey.rpc.call import Call, Page
 from unkey.rpc.client_address import from_headers
@@ -109,12 +110,14 @@ class Rpc:
             return self._success(request, request_id, headers)
         except Fault as fault:
             return _failure(request, request_id, fault, headers)
-        except (OperationalError, InterfaceError, VaultUnavailable) as error:
-            what = "vault" if isinstance(error, VaultUnavailable) else "database"
-            log.exception(f"rpc.{what}", path=request.path_info)
-            down = errors.ServiceUnavailable(f"The {what} does not answer at the moment. Please try again.")
+        except VaultUnavailable:
+            log.exception("rpc.vault", path=request.path_info)
+            down = errors.ServiceUnavailable("The vault does not answer at the moment. Please try again.")
             return _failure(request, request_id, down, headers)
-        except Exception:
+        except Exception as error:
+            if told := outage(error):
+                log.exception("rpc.database", path=request.path_info)
+                return _failure(request, request_id, errors.ServiceUnavailable(told), headers)
             log.exception("rpc.unexpected", path=request.path_info)
             unforeseen = errors.UnexpectedError(
                 "Something unexpected happened on our side. "

@@ -4,7 +4,6 @@ from typing import Any
 
 import structlog
 from django.core.exceptions import RequestDataTooBig
-from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.http.request import UnreadablePostError
 from rest_framework import exceptions
@@ -13,6 +12,7 @@ from rest_framework.response import Response
 from apps.vault.errors import VaultUnavailable
 from unkey import errors
 from unkey.errors import Fault, Violation
+from unkey.health import outage
 
 CONTENT_TYPE = "application/problem+json"
 
@@ -44,10 +44,12 @@ def fault_of(error: Exception, request_id: str) -> Fault:
             return errors.RequestBodyTooLarge("The request body is too large.")
         case UnreadablePostError():
             return errors.RequestBodyUnreadable("The request body could not be read to its end.")
-        case OperationalError() | InterfaceError() | VaultUnavailable():
-            what = "vault" if isinstance(error, VaultUnavailable) else "database"
-            log.exception(f"api.{what}")
-            return errors.ServiceUnavailable(f"The {what} does not answer at the moment. Please try again.")
+        case VaultUnavailable():
+            log.exception("api.vault")
+            return errors.ServiceUnavailable("The vault does not answer at the moment. Please try again.")
+    if told := outage(error):
+        log.error("api.database", exc_info=error)
+        return errors.ServiceUnavailable(told)
     log.error("api.unexpected", exc_info=error)
     return errors.UnexpectedError(
         "Something unexpected happened on our side. "
