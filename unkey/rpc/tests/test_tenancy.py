@@ -5,12 +5,13 @@ Generated: an operation that is declared anywhere is tested here without being n
 
 import json
 from collections import defaultdict
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.apps import apps
-from django.db import models
+from django.db import models, transaction
 
 from apps.workspaces.models import Workspace
 from apps.workspaces.permissions import TUPLES
@@ -23,7 +24,7 @@ from apps.workspaces.services import (
 )
 from unkey import clock, ids
 from unkey.rpc.routes import Archive, Route, routes
-from unkey.rpc.testing import TESTS, Tenant, shared_client
+from unkey.rpc.testing import TESTS, Tenant, make_tenant, shared_client
 from unkey.rpc.tests.samples import least
 from unkey.tenancy import TenantManager, unscoped
 
@@ -130,10 +131,27 @@ def columns(model: type[models.Model]) -> list[str]:
     return [field.attname for field in model._meta.concrete_fields if field.name != "last_used_at"]
 
 
+@pytest.fixture(scope="module")
+def other(django_db_setup: None, django_db_blocker: Any) -> Iterator[tuple[Tenant, dict[str, str]]]:
+    """The other workspace and what it owns, made once: what a test does is undone back to here."""
+    around = transaction.atomic()
+    around._from_testcase = True  # type: ignore[attr-defined]  # as the one that Django puts around each test
+    with django_db_blocker.unblock(), around:
+        stranger = make_tenant("stranger")
+        yield stranger, owned(stranger)
+        transaction.set_rollback(True)
+
+
 @pytest.fixture
-def theirs(stranger: Tenant) -> dict[str, str]:
+def stranger(other: tuple[Tenant, dict[str, str]], db: None) -> Tenant:
+    """The other workspace."""
+    return other[0]
+
+
+@pytest.fixture
+def theirs(other: tuple[Tenant, dict[str, str]]) -> dict[str, str]:
     """What the other workspace owns."""
-    return owned(stranger)
+    return dict(other[1])
 
 
 def body_of(route: Route, named: dict[str, str]) -> dict[str, Any]:
