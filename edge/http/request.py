@@ -101,13 +101,25 @@ class Channel(Protocol):
 
 
 class Told:
-    """Headers as text by lower-case name, and the Authorization header as sent."""
+    """What the API reads of a head.
 
-    __slots__ = ("authorization", "headers")
+    Args:
+        headers: as text by lower-case name.
+        authorization: the header as sent.
+        quick: answers `(authorization, peer, body)` from memory, None if it cannot; None: nobody does.
+    """
 
-    def __init__(self, headers: dict[str, str], authorization: bytes) -> None:
+    __slots__ = ("authorization", "headers", "quick")
+
+    def __init__(
+        self,
+        headers: dict[str, str],
+        authorization: bytes,
+        quick: Callable[[bytes, bytes, bytes], bytes | None] | None,
+    ) -> None:
         self.headers = headers
         self.authorization = authorization
+        self.quick = quick
 
 
 class Head:

@@ -44,6 +44,7 @@ class Counters:
         buckets: eight counters each; the same for all processes.
 
     Attributes:
+        cells: what this process writes: the limiter counts on at the place that `begin` returned.
         machine: name of the machine for others, the same for all of its processes.
         seat: number of the seat.
         crowded: how often a counter found no place because its bucket was full.
@@ -72,7 +73,7 @@ class Counters:
         self._known = 0
         self._peers: list[tuple[memoryview, memoryview]] = []
         self._seen: dict[int, tuple[memoryview, memoryview]] = {}
-        self._marks, self._cells = self._map(self._descriptor, writing=True)
+        self._marks, self.cells = self._map(self._descriptor, writing=True)
         self._meet()
 
     def mark(self, counter: Counter) -> int:
@@ -87,7 +88,7 @@ class Counters:
         row = self._marks[first : first + _WAYS].tolist()
         if mark in row:
             return (first + row.index(mark)) * 4
-        cells = self._cells
+        cells = self.cells
         for way, other in enumerate(row):
             at = (first + way) * 4
             if not other or (cells[at] <= now_ms and cells[at + 2] <= now_ms):
@@ -100,22 +101,28 @@ class Counters:
 
     def own(self, place: int, until: int) -> int:
         """Return what is written at a place for a window."""
-        even, first, odd, second = self._cells[place : place + 4].tolist()
+        even, first, odd, second = self.cells[place : place + 4].tolist()
         return int(first if even == until else second if odd == until else 0)
 
-    def put(self, place: int, sequence: int, until: int, count: int) -> None:
-        """Write what this process has counted of a window."""
+    def begin(self, place: int, sequence: int, until: int, count: int) -> int:
+        """Write a window that begins, with what is known to be counted of it; return where its count is."""
         cell = place + (sequence & 1) * 2
         # The count comes first: under the window before last it is read by nobody.
-        self._cells[cell + 1] = count
-        self._cells[cell] = until
+        self.cells[cell + 1] = count
+        self.cells[cell] = until
+        return cell + 1
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process has, or had, a seat."""
+        if self._head[_JOINED] != self._known:
+            self._meet()
+        return not self._peers
 
     def others(self, mark: int, until: int, duration: int) -> tuple[int, int]:
         """Return what other processes counted of a window and of the one before it."""
-        if self._head[_JOINED] != self._known:
-            self._meet()
         current = previous = 0
-        if self._peers:
+        if not self.alone:
             first = mark % self._buckets * _WAYS
             for marks, cells in self._peers:
                 row = marks[first : first + _WAYS].tolist()
@@ -134,7 +141,7 @@ class Counters:
 
     def close(self) -> None:
         """Leave the seat; what was counted stays."""
-        for marks, cells in (*self._seen.values(), (self._marks, self._cells)):
+        for marks, cells in (*self._seen.values(), (self._marks, self.cells)):
             marks.release()
             cells.release()
         self._seen.clear()

@@ -104,7 +104,6 @@ class Telemetry:
         time: int,
         facts: bytes,
         outcome: bytes,
-        *,
         spent: int = 0,
         latency: float = 0.0,
         tags: bytes = b"[]",

@@ -59,11 +59,18 @@ class Sharing(Protocol):
     def place(self, mark: int, now_ms: int) -> int:
         """Return where this process writes a counter, -1: nowhere, so that nobody else sees it."""
 
+    #: Counts as this process writes them: one window's is at the number that `begin` returned.
+    cells: memoryview
+
+    @property
+    def alone(self) -> bool:
+        """Whether nobody else has counted anything here."""
+
     def own(self, place: int, until: int) -> int:
         """Return what this process, or the one whose place it took, counted of a window."""
 
-    def put(self, place: int, sequence: int, until: int, count: int) -> None:
-        """Write what this process has counted of a window."""
+    def begin(self, place: int, sequence: int, until: int, count: int) -> int:
+        """Write a window that begins, with what is known to be counted of it; return where its count is."""
 
     def others(self, mark: int, until: int, duration: int) -> tuple[int, int]:
         """Return what others counted of a window and of the one before it."""
@@ -82,17 +89,25 @@ class Due(NamedTuple):
     previous: int
 
 
-class _Window:
-    __slots__ = ("current", "far", "far_previous", "mark", "place", "previous", "sequence")
+class Window:
+    """What is counted of one counter, here and, as far as is known here, elsewhere.
 
-    def __init__(self, sequence: int, mark: int) -> None:
-        self.sequence = sequence
+    Attributes:
+        ends: end of the window that `current` is of, Unix milliseconds; 0: the limiter has forgotten it.
+        far, far_previous: counted on other machines.
+        mark, cell: of the counts that processes share; a cell of -1: nobody else sees this one.
+    """
+
+    __slots__ = ("cell", "current", "ends", "far", "far_previous", "mark", "previous")
+
+    def __init__(self, ends: int, mark: int) -> None:
+        self.ends = ends
         self.current = 0
         self.previous = 0
-        self.far = 0  # counted on other machines, as far as is known here
+        self.far = 0
         self.far_previous = 0
         self.mark = mark
-        self.place = -1
+        self.cell = -1
 
 
 class Limiter:
@@ -109,13 +124,29 @@ class Limiter:
     ) -> None:
         self.capacity = capacity
         self.forgotten = 0
-        self.sharing = sharing
-        self._windows: dict[Counter, _Window] = {}
+        self._sharing: Sharing | None = None
+        self._windows: dict[Counter, Window] = {}
+        self._cells = memoryview(b"")
         # Counters that were asked since they were last exchanged, oldest first.
         self._touched: dict[Counter, None] | None = {} if far else None
 
+        self.sharing = sharing
+
     def __len__(self) -> int:
         return len(self._windows)
+
+    @property
+    def sharing(self) -> Sharing | None:
+        """Counts of this machine's other processes; windows take part in it from when they begin."""
+        return self._sharing
+
+    @sharing.setter
+    def sharing(self, sharing: Sharing | None) -> None:
+        self._sharing = sharing
+        self._cells = memoryview(b"") if sharing is None else sharing.cells
+        for counter, window in self._windows.items():
+            window.cell = -1
+            window.mark = 0 if sharing is None else sharing.mark(counter)
 
     def check(self, limit: Limit, now_ms: int) -> Outcome:
         """Ask one limit and count its cost if it passes.
@@ -132,19 +163,18 @@ class Limiter:
         if cost < 0 or limit < 0 or duration < MIN_DURATION_MS:
             raise ValueError(f"cost {cost}, limit {limit}, duration {duration} ms")
         window = self._windows.get(counter)
-        if window is None or window.sequence != now_ms // duration:
+        if window is None or now_ms >= window.ends:
             window = self._window(counter, now_ms)
         if self._touched is not None:
             self._touched[counter] = None
         effective = self._counted(window, duration, now_ms) + cost
-        reset = (window.sequence + 1) * duration
         if effective > limit:
-            return -1, reset
+            return -1, window.ends
         if cost:
             window.current += cost
-            if window.place >= 0 and self.sharing is not None:
-                self.sharing.put(window.place, window.sequence, reset + duration, window.current)
-        return limit - effective, reset
+            if window.cell >= 0:
+                self._cells[window.cell] = window.current
+        return limit - effective, window.ends
 
     def check_all(self, limits: Sequence[Limit], now_ms: int) -> tuple[bool, list[Outcome]]:
         """Ask several limits; their costs are counted only if every one passes.
@@ -178,52 +208,59 @@ class Limiter:
             remaining = limit.limit - count if fits else 0
             if fits and not passed:
                 remaining += limit.cost
-            reset = (windows[limit.counter].sequence + 1) * limit.counter[3]
-            outcomes.append(Outcome(fits, limit.limit, remaining, reset))
+            outcomes.append(Outcome(fits, limit.limit, remaining, windows[limit.counter].ends))
         if passed:
             for counter, cost in asked.items():
                 window = windows[counter]
                 window.current += cost
-                if window.place >= 0 and self.sharing is not None:
-                    until = (window.sequence + 2) * counter[3]
-                    self.sharing.put(window.place, window.sequence, until, window.current)
+                if window.cell >= 0:
+                    self._cells[window.cell] = window.current
         return passed, outcomes
 
-    def take(self, limits: Sequence[Limit], now_ms: int) -> list[tuple[int, int]] | None:
+    def take(self, limits: Sequence[Limit], windows: list[Window], now_ms: int) -> list[int] | None:
         """Ask valid limits of different counters, for who cannot go on if one is exceeded.
 
+        Args:
+            windows: what the last call for these limits left there, at first nothing: saves looking for them.
+
         Returns:
-            what remains of each and when its window ends; None: nothing was counted, `check_all` tells why.
+            for each what remains and when its window ends; None: nothing was counted, `check_all` tells why.
         """
-        windows, taken = [], []
-        for limit in limits:
-            counter = limit.counter
-            duration = counter[3]
-            window = self._windows.get(counter)
-            if window is None or window.sequence != now_ms // duration:
-                window = self._window(counter, now_ms)
-            remaining = limit.limit - limit.cost - self._counted(window, duration, now_ms)
+        if len(windows) != len(limits):
+            windows[:] = [self._window(limit.counter, now_ms) for limit in limits]
+        sharing = self._sharing
+        alone = self._touched is None and (sharing is None or sharing.alone)
+        taken: list[int] = []
+        for place, limit in enumerate(limits):
+            window = windows[place]
+            if now_ms >= window.ends:
+                window = windows[place] = self._window(limit.counter, now_ms)
+            if not alone:
+                count = self._counted(window, limit.counter[3], now_ms)
+            elif window.previous:
+                count = window.current + _left(window.previous, window.ends, limit.counter[3], now_ms)
+            else:
+                count = window.current
+            remaining = limit.limit - limit.cost - count
             if remaining < 0:
                 return None
-            windows.append(window)
-            taken.append((remaining, (window.sequence + 1) * duration))
-        for window, limit, (_, reset) in zip(windows, limits, taken, strict=True):
+            taken += (remaining, window.ends)
+        cells = self._cells
+        for place, limit in enumerate(limits):
+            window = windows[place]
             if self._touched is not None:
                 self._touched[limit.counter] = None
             if limit.cost:
                 window.current += limit.cost
-                if window.place >= 0 and self.sharing is not None:
-                    until = reset + limit.counter[3]
-                    self.sharing.put(window.place, window.sequence, until, window.current)
+                if window.cell >= 0:
+                    cells[window.cell] = window.current
         return taken
 
     def sweep(self, now_ms: int) -> int:
         """Forget counters that no longer weigh on any check; return how many."""
-        stale = [
-            counter for counter, window in self._windows.items() if now_ms // counter[3] > window.sequence + 1
-        ]
+        stale = [counter for counter, window in self._windows.items() if now_ms >= window.ends + counter[3]]
         for counter in stale:
-            del self._windows[counter]
+            self._forget(counter)
         return len(stale)
 
     # Other machines
@@ -241,7 +278,8 @@ class Limiter:
             del self._touched[counter]
             window = self._windows.get(counter)
             if window is not None:
-                found.append(Due(counter, window.sequence, window.current, window.previous))
+                sequence = window.ends // counter[3] - 1
+                found.append(Due(counter, sequence, window.current, window.previous))
         return found
 
     def learn(self, counter: Counter, sequence: int, current: int, previous: int) -> None:
@@ -254,10 +292,11 @@ class Limiter:
         if window is None:
             return
         # Windows only grow: what is less than what is known was overtaken on the way.
-        if window.sequence == sequence:
+        known = window.ends // counter[3] - 1
+        if known == sequence:
             window.far = max(window.far, current)
             window.far_previous = max(window.far_previous, previous)
-        elif window.sequence == sequence + 1:
+        elif known == sequence + 1:
             window.far_previous = max(window.far_previous, current)
 
     def postpone(self, due: Sequence[Due]) -> None:
@@ -267,51 +306,60 @@ class Limiter:
 
     # Windows
 
-    def _window(self, counter: Counter, now_ms: int) -> _Window:
-        sequence = now_ms // counter[3]
+    def _window(self, counter: Counter, now_ms: int) -> Window:
+        duration = counter[3]
+        ends = (now_ms // duration + 1) * duration
         window = self._windows.get(counter)
         if window is None:
             if len(self._windows) >= self.capacity and not self.sweep(now_ms):
                 for oldest in list(self._windows)[: max(1, self.capacity // 10)]:
-                    del self._windows[oldest]
+                    self._forget(oldest)
                     self.forgotten += 1
-            mark = 0 if self.sharing is None else self.sharing.mark(counter)
-            window = self._windows[counter] = _Window(sequence, mark)
-            self._share(window, counter[3], now_ms)
-        elif sequence > window.sequence:
-            follows = sequence == window.sequence + 1
+            mark = 0 if self._sharing is None else self._sharing.mark(counter)
+            window = self._windows[counter] = Window(ends, mark)
+            self._share(window, duration, now_ms)
+        elif ends > window.ends:
+            follows = ends == window.ends + duration
             window.previous = window.current if follows else 0
             window.far_previous = window.far if follows else 0
             window.current = window.far = 0
-            window.sequence = sequence
-            self._share(window, counter[3], now_ms)
+            window.ends = ends
+            self._share(window, duration, now_ms)
         return window
 
-    def _share(self, window: _Window, duration: int, now_ms: int) -> None:
+    def _forget(self, counter: Counter) -> None:
+        # Who still holds the window looks for another.
+        self._windows.pop(counter).ends = 0
+
+    def _share(self, window: Window, duration: int, now_ms: int) -> None:
         """Find where a window that begins is written; go on with what is written there already."""
-        sharing = self.sharing
+        sharing = self._sharing
         if sharing is None:
             return
-        window.place = sharing.place(window.mark, now_ms)
-        if window.place >= 0:
-            until = (window.sequence + 2) * duration
-            window.current = max(window.current, sharing.own(window.place, until))
-            window.previous = max(window.previous, sharing.own(window.place, until - duration))
+        place = sharing.place(window.mark, now_ms)
+        window.cell = -1
+        if place >= 0:
+            until = window.ends + duration
+            window.current = max(window.current, sharing.own(place, until))
+            window.previous = max(window.previous, sharing.own(place, window.ends))
+            window.cell = sharing.begin(place, window.ends // duration, until, window.current)
 
-    def _counted(self, window: _Window, duration: int, now_ms: int) -> int:
+    def _counted(self, window: Window, duration: int, now_ms: int) -> int:
         """Return what weighs on a check at a moment: of the window, and what is left of the one before."""
-        sharing = self.sharing
+        sharing = self._sharing
         current = window.current + window.far
         previous = window.previous + window.far_previous
-        if sharing is not None:
-            others = sharing.others(window.mark, (window.sequence + 2) * duration, duration)
+        if sharing is not None and not sharing.alone:
+            others = sharing.others(window.mark, window.ends + duration, duration)
             current += others[0]
             previous += others[1]
-        if not previous:
-            return current
-        # A clock that was set back must not weigh the previous window by more than all of it.
-        elapsed = max(0, now_ms - window.sequence * duration)
-        return current + previous * (duration - elapsed) // duration
+        return current + _left(previous, window.ends, duration, now_ms) if previous else current
+
+
+def _left(previous: int, ends: int, duration: int, now_ms: int) -> int:
+    """Return what is left of the count of a window, in the next one, which ends at `ends`."""
+    # A clock that was set back must not weigh it by more than all of it.
+    return previous * min(duration, ends - now_ms) // duration
 
 
 def _first(counters: dict[Counter, None], most: int) -> list[Counter]:

@@ -39,11 +39,10 @@ EXPIRED = "EXPIRED"
 _encode = msgspec.json.encode
 
 
-class Applied(Struct, frozen=True, gc=False):
-    """A configured or ad-hoc limit and how it is asked; its `id` is empty if it is ad hoc."""
+class Applied(Limit, frozen=True, gc=False, kw_only=True):
+    """A configured or ad-hoc limit as it is asked; its `id` is empty if it is ad hoc."""
 
     ratelimit: Ratelimit
-    limit: Limit
 
     @property
     def id(self) -> str:
@@ -57,12 +56,12 @@ class Applied(Struct, frozen=True, gc=False):
 
     def costing(self, cost: int) -> "Applied":
         """Return the same limit with another cost."""
-        return Applied(self.ratelimit, Limit(self.limit.counter, self.limit.limit, cost))
+        return Applied(self.counter, self.limit, cost, ratelimit=self.ratelimit)
 
 
 def _applied(ratelimit: Ratelimit, workspace_id: str, identifier: str, cost: int = 1) -> Applied:
     counter = (workspace_id, ratelimit.name, identifier, ratelimit.duration)
-    return Applied(ratelimit, Limit(counter, ratelimit.limit, cost))
+    return Applied(counter, ratelimit.limit, cost, ratelimit=ratelimit)
 
 
 class Grants:
@@ -186,11 +185,15 @@ class Subject:
         return VALID
 
     @property
+    def own(self) -> bytes:
+        """What an answer says of the key itself, as JSON; the grants' and the holder's texts follow it."""
+        return self._own or self._written()
+
+    @property
     def head(self) -> bytes:
         """The fields of an answer that do not change between verifications, as JSON without braces."""
-        own = self._own or self._written()
         holder = self.holder
-        return b"%b%b%b" % (own, self.grants.text, b"" if holder is None else holder.text)
+        return b"%b%b%b" % (self.own, self.grants.text, b"" if holder is None else holder.text)
 
     def _written(self) -> bytes:
         """Write what an answer says of the key itself, and keep it."""
@@ -370,7 +373,7 @@ class Prepared:
         if not asked:
             return Verdict(subject, VALID, "", (), subject.key.remaining)
         try:
-            passed, outcomes = limiter.check_all([applied.limit for applied in asked], now_ms)
+            passed, outcomes = limiter.check_all(asked, now_ms)
         except Exception:
             # Keys work on while limits cannot be counted (reference, api.md 3.6).
             log.exception("limiter.failed", key_id=subject.key.id)
@@ -426,16 +429,39 @@ BARE_NOT_FOUND = b'{"valid":false,"code":"NOT_FOUND"}'
 
 
 @lru_cache(maxsize=4096)
-def _shape(name: str, limit: int, duration: int, auto_apply: bool) -> bytes:
+def _shape(name: str, limit: int, duration: int, auto_apply: bool, exceeded: bytes = b"%b") -> bytes:
     """Return how a limit is shown, with places for its id and for what was counted."""
     fields = _encode({"name": name, "limit": limit, "duration": duration, "autoApply": auto_apply})
-    return b'{"id":"%%b",%b,"exceeded":%%b,"remaining":%%d,"reset":%%d}' % fields[1:-1].replace(b"%", b"%%")
+    place = fields[1:-1].replace(b"%", b"%%")
+    return b'{"id":"%%b",%b,"exceeded":%b,"remaining":%%d,"reset":%%d}' % (place, exceeded)
 
 
 def shown(ratelimit: Ratelimit, exceeded: bytes, remaining: int, reset: int) -> bytes:
     """Return an entry of `ratelimits` in an answer, as JSON; `exceeded` is its JSON already."""
     shape = _shape(ratelimit.name, ratelimit.limit, ratelimit.duration, ratelimit.auto_apply)
     return shape % (ratelimit.id.encode(), exceeded, remaining, reset)
+
+
+def form(asked: Sequence[Applied]) -> bytes:
+    """Return how a whole success is written, one object for all that look alike.
+
+    Its places: request id; the subject's own, its grants' and its holder's text; credits as
+    `,"credits":<n>` or nothing; then for each limit its id, what remains and when its window ends.
+    """
+    return _form(
+        tuple(
+            _shape(
+                each.name, each.ratelimit.limit, each.ratelimit.duration, each.ratelimit.auto_apply, b"false"
+            )
+            for each in asked
+        )
+    )
+
+
+@lru_cache(maxsize=4096)
+def _form(shapes: tuple[bytes, ...]) -> bytes:
+    limits = b',"ratelimits":[%b]' % b",".join(shapes) if shapes else b""
+    return b'{"meta":{"requestId":"%%b"},"data":%b%%b%%b%%b%%b%b}}' % (_TRUE, limits)
 
 
 def render(verdict: Verdict) -> bytes:

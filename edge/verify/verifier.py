@@ -10,7 +10,7 @@ if isawaitable(verdict):              # credits must be leased first
 
 import hashlib
 from binascii import b2a_base64
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from math import inf
 from random import Random
 from time import perf_counter
@@ -25,7 +25,7 @@ from edge.store.state import Lru
 from edge.store.store import Store
 from edge.telemetry.facts import key_facts, source_facts
 from edge.verify import permissions
-from edge.verify.limiter import Limit, Limiter
+from edge.verify.limiter import Limit, Limiter, Window
 from edge.verify.permissions import Query
 from edge.verify.request import VerifyBody, decode, read
 from edge.verify.steps import (
@@ -39,8 +39,8 @@ from edge.verify.steps import (
     Subject,
     Verdict,
     credit_cost,
+    form,
     render,
-    shown,
     verify,
 )
 from unkey import clock, errors, ids
@@ -57,6 +57,7 @@ _CALLERS = 10_000
 _SHARED = 10_000
 _NOT_JSON = (msgspec.MsgspecError, RecursionError, UnicodeDecodeError)
 _FROM_API = source_facts("api")
+_UNTAGGED: list[str] = []
 _PROBLEM = {"content-type": "application/problem+json"}
 # Request ids are no secrets: one draw of a generator that the system seeded, each octet to a letter.
 _randbytes = Random().randbytes  # noqa: S311
@@ -77,7 +78,6 @@ class Recorder(Protocol):
         time: int,
         facts: bytes,
         outcome: bytes,
-        *,
         spent: int = 0,
         latency: float = 0.0,
         tags: bytes = b"[]",
@@ -137,13 +137,15 @@ class _Plan:
         remote_ip: whom it is for, None: anybody.
     """
 
-    __slots__ = ("asked", "caller", "good_until", "remote_ip", "shape", "subject")
+    __slots__ = ("asked", "caller", "form", "good_until", "remote_ip", "shape", "subject", "windows")
 
     def __init__(
         self, prepared: Prepared, caller: Caller, shape: VerifyBody, remote_ip: bytes | None
     ) -> None:
         self.subject = prepared.subject
         self.asked = prepared.asked
+        self.form = form(prepared.asked)
+        self.windows: list[Window] = []
         self.caller = caller
         self.shape = shape
         self.remote_ip = remote_ip
@@ -344,8 +346,9 @@ class Verifier:
         """
         started = perf_counter()
         store = self.store
-        caller = self.known_caller(authorization)
-        if caller is None:
+        epoch = store.epoch
+        caller = self._presented.peek(authorization)
+        if caller is None or (caller.epoch != epoch and not self._stands(caller)):
             return None
         try:
             asked = decode(body)
@@ -354,19 +357,16 @@ class Verifier:
         held = store.held_key(digest_of(asked.key))
         if held is None:
             return None
-        plan: _Plan | None = held.plan
+        plan: _Plan | None = held.plan or self._planned(held, caller, asked, remote_ip)
+        if plan is None or plan.caller is not caller:
+            return None
         tags = asked.tags
         asked.key = ""
-        asked.tags = []
-        if (
-            plan is None
-            or plan.caller is not caller
-            or asked != plan.shape
-            or (plan.remote_ip is not None and plan.remote_ip != remote_ip)
-        ):
+        asked.tags = _UNTAGGED
+        if asked != plan.shape or (plan.remote_ip is not None and plan.remote_ip != remote_ip):
             return None
         subject = plan.subject
-        if subject.epoch != store.epoch and not self._is_current(subject):
+        if subject.epoch != epoch and not self._is_current(subject):
             return None
         now = clock.now_ms()
         if now > plan.good_until:
@@ -379,30 +379,49 @@ class Verifier:
             lease = store.wallet.holding(key, cost)
             if not cost or lease is None:
                 return None
-        limits = b""
+        rows: list[bytes | int] = []
         if plan.asked:
-            taken = self.limiter.take([each.limit for each in plan.asked], now)
+            taken = self.limiter.take(plan.asked, plan.windows, now)
             if taken is None:
                 return None
-            rows = [
-                shown(each.ratelimit, b"false", remaining, reset)
-                for each, (remaining, reset) in zip(plan.asked, taken, strict=True)
-            ]
-            limits = b',"ratelimits":[%b]' % b",".join(rows)
+            for limit, remaining, reset in zip(plan.asked, taken[::2], taken[1::2], strict=True):
+                rows += (limit.ratelimit.id.encode(), remaining, reset)
         credits = b"" if lease is None else b',"credits":%d' % store.wallet.spend_from(lease, key, cost)
         request_id = new_request_id()
-        telemetry = self._telemetry
-        if telemetry is not None:
-            telemetry.record_verification(
+        if self._telemetry is not None:
+            self._telemetry.record_verification(
                 request_id,
                 now,
                 subject.facts,
                 b"VALID",
-                spent=cost,
-                latency=(perf_counter() - started) * 1000,
-                tags=msgspec.json.encode(tags) if tags else b"[]",
+                cost,
+                (perf_counter() - started) * 1000,
+                msgspec.json.encode(tags) if tags else b"[]",
             )
-        return _VALID % (request_id, subject.head, credits, limits)
+        holder = subject.holder
+        return plan.form % (
+            request_id,
+            subject.own,
+            subject.grants.text,
+            b"" if holder is None else holder.text,
+            credits,
+            *rows,
+        )
+
+    def _planned(
+        self, held: Held[KeyRecord], caller: Caller, asked: VerifyBody, remote_ip: bytes
+    ) -> _Plan | None:
+        """Plan a request for a key that was packed away since it was used, if it may be answered at once."""
+        subject = None if held.record.deleted else self._joined(held)
+        if subject is None or subject.blocked:
+            return None
+        try:
+            prepared = self._prepared(caller, subject, asked, remote_ip.decode())
+        except Fault:
+            return None
+        if prepared is not None:
+            self._keep(prepared, caller, asked, remote_ip.decode())
+        return held.plan
 
     def known_caller(self, authorization: bytes) -> Caller | None:
         """Return whom a header presents, if that is known from an earlier request and still is so.
@@ -483,7 +502,8 @@ class Verifier:
             if prepared is None:
                 self._note(request_id, caller.no_key, None, tags, started)
                 return self.success(BARE_NOT_FOUND, told, request_id)
-            self._keep(prepared, caller, authorization, asked, remote_ip)
+            if self._keep(prepared, caller, asked, remote_ip):
+                self._presented.put(authorization.encode("latin-1", "replace"), caller)
             verdict = self._charged(prepared.verify(self.limiter, now), asked.cost)
             facts = prepared.subject.facts
             if isinstance(verdict, Verdict):
@@ -516,16 +536,14 @@ class Verifier:
             source=source,
         )
 
-    def _keep(
-        self, prepared: Prepared, caller: Caller, authorization: str, asked: VerifyBody, remote_ip: str
-    ) -> None:
-        """Keep a request for the next one like it, if that may be answered at once."""
+    def _keep(self, prepared: Prepared, caller: Caller, asked: VerifyBody, remote_ip: str) -> bool:
+        """Keep a request for the next one like it, if that may be answered at once; say whether it may."""
         subject = prepared.subject
         held = self.store.held_key(subject.key.hash)
         if caller.requests_per_minute is not None or not prepared.passes:
-            return
+            return False
         if held is None or held.joined is not subject:
-            return
+            return False
         shape = msgspec.structs.replace(asked, key="", tags=[])
         text = msgspec.json.encode(shape)
         known = self._shapes.get(text)
@@ -533,7 +551,7 @@ class Verifier:
             self._shapes.put(text, shape)
         listed = remote_ip.encode() if subject.api.ip_whitelist else None
         held.plan = _Plan(prepared, caller, shape if known is None else known, listed)
-        self._presented.put(authorization.encode("latin-1", "replace"), caller)
+        return True
 
     def admit(self, caller: Caller, now: int, told: dict[str, str]) -> None:
         """Count a request against its workspace's limit, if there is one; `told` takes the headers.
@@ -667,9 +685,6 @@ class Verifier:
         return fault.kind.status, msgspec.json.encode(content), {**kind, **told}
 
 
-_VALID = b'{"meta":{"requestId":"%b"},"data":{"valid":true,"code":"VALID",%b%b%b}}'
-
-
 def _root_digest(authorization: str) -> str:
     """Return the hash of the root key that a request presents.
 
@@ -695,9 +710,15 @@ def _unknown_root_key() -> Fault:
     return errors.RootKeyNotFound("The provided root key is invalid.")
 
 
-def new_request_id() -> bytes:
-    """Return a fresh `req_…`."""
-    return b"req_" + _randbytes(ids.LENGTH).translate(_LETTERS)
+def _request_ids() -> Iterator[bytes]:
+    while True:
+        drawn = _randbytes(64 * ids.LENGTH).translate(_LETTERS)
+        for start in range(0, len(drawn), ids.LENGTH):
+            yield b"req_" + drawn[start : start + ids.LENGTH]
+
+
+#: Return a fresh `req_…`.
+new_request_id = _request_ids().__next__
 
 
 def _takes_problems(accept: str) -> bool:

@@ -107,7 +107,7 @@ def test_automatic_limits_apply_by_themselves_and_the_key_overrides_its_identity
         ("a", "rl_12345", 8),
         ("b", "rl_identity", 4),
     ]
-    assert [one.applied.limit.counter[2] for one in verdict.counted] == ["key_1234567", "id_1"]
+    assert [one.applied.counter[2] for one in verdict.counted] == ["key_1234567", "id_1"]
 
 
 def test_a_demand_by_name_sets_the_cost_and_one_with_numbers_replaces():
