@@ -14,9 +14,10 @@ from edge.frontline.jwks import KeySets
 from edge.frontline.lookup import Lookup
 from edge.frontline.regions import Regions
 from edge.frontline.waking import Ask, Doze, Waker
+from edge.http.h2c import H2cConnection
 from edge.http.proxy import forward
 from edge.http.request import Request
-from edge.http.upstream import Pool
+from edge.http.upstream import Pool, UpstreamConnection
 from edge.sentinel.barrier import Barrier
 from edge.sentinel.decision import Allow, Decision, Read, Refuse
 from edge.sentinel.engine import Engine, compile_policies
@@ -42,16 +43,18 @@ _ACME = b"/.well-known/acme-challenge/"
 _HEALTH = b"/_unkey/internal/health"
 _REMEMBERED = 20_000
 _AWAKE = Doze.AWAKE
+_PROTOCOLS: dict[str, type[UpstreamConnection]] = {"http1": UpstreamConnection, "h2c": H2cConnection}
 _ANSWERING = ("running", "standby", "waking")
 
 
 class Gate:
     """What stands before one deployment: its compiled policies and where its instances are.
 
-    `addresses` are those of this region, then those of the next one, and so on.
+    `addresses` are those of this region, then those of the next one, and so on; `kind` speaks the app's
+    protocol.
     """
 
-    __slots__ = ("addresses", "barrier", "deployment_id", "doze", "engine", "refusal")
+    __slots__ = ("addresses", "barrier", "deployment_id", "doze", "engine", "kind", "refusal")
 
     def __init__(
         self,
@@ -61,8 +64,10 @@ class Gate:
         refusal: Fault | None,
         doze: Doze,
         barrier: Barrier | None,
+        kind: type[UpstreamConnection],
     ) -> None:
         self.deployment_id = deployment_id
+        self.kind = kind
         self.barrier = barrier
         self.engine = engine
         self.addresses = addresses
@@ -202,6 +207,7 @@ class Frontline:
             request_lines=lines + decision.request_lines,
             response_lines=lines + response_lines + decision.response_lines,
             refuse=self._refuse,
+            kind=gate.kind,
         )
 
     def _forward_woken(self, request: Request, deployment_id: str, decision: Allow, lines: bytes) -> None:
@@ -244,7 +250,7 @@ class Frontline:
         elif sentinel.desired_state not in _ANSWERING:
             refusal = DeploymentOffline("The deployment is stopped.")
             doze = Doze.STOPPED
-        elif sentinel.upstream_protocol != "http1":
+        elif sentinel.upstream_protocol not in _PROTOCOLS:
             refusal = InvalidConfiguration(f"This edge cannot speak {sentinel.upstream_protocol} to the app.")
         elif sentinel.desired_state == "standby":
             doze = Doze.ASLEEP
@@ -255,7 +261,9 @@ class Frontline:
         if sentinel is not None and refusal is None:
             engine = self._engines.get(deployment_id) or self._compile(sentinel)
         barrier = None if sentinel is None else self._barrier(sentinel.environment_id)
-        gate = self._gates[deployment_id] = Gate(deployment_id, engine, addresses, refusal, doze, barrier)
+        kind = _PROTOCOLS.get(sentinel.upstream_protocol if sentinel is not None else "", UpstreamConnection)
+        gate = Gate(deployment_id, engine, addresses, refusal, doze, barrier, kind)
+        self._gates[deployment_id] = gate
         return gate
 
     def _barrier(self, environment_id: str) -> Barrier | None:

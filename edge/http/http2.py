@@ -26,11 +26,11 @@ from h2.events import (
     WindowUpdated,
 )
 from h2.exceptions import DenialOfServiceError, ProtocolError
-from h2.frame_buffer import FrameBuffer
 from h2.settings import SettingCodes, Settings
 from hyperframe import frame as frames
 
 from edge.http.connection import Phase
+from edge.http.framing import Frames
 from edge.http.proxy import FORBIDDEN_TRAILERS, Exchange
 from edge.http.request import Field, Head, Request, host_name
 from edge.http.upstream import ResponseHead
@@ -90,20 +90,15 @@ _SENT_FRAME = 2.0
 _FINISHED = 5.0
 
 
-class _Frames(FrameBuffer):
+class _Frames(Frames):
     """The frames that came, as long as there is patience for them."""
 
     def __init__(self) -> None:
         super().__init__(server=True)
         self.patience = _PATIENCE
-        self.goodbye = False  # the client opens no more streams
 
     def __next__(self) -> frames.Frame:
         frame = super().__next__()
-        if isinstance(frame, frames.GoAwayFrame):
-            # The library would have the connection closed; RFC 9113, 6.8, lets what is open end.
-            self.goodbye = True
-            return next(self)
         cost = _COSTS.get(type(frame))
         if cost is None and isinstance(frame, frames.DataFrame) and not frame.data:
             cost = 0.0 if "END_STREAM" in frame.flags else 5.0
@@ -565,7 +560,7 @@ class Http2Connection(asyncio.Protocol):
             return self._end()
         self._send()
         if not self._streams and not self._draining:
-            if incoming.goodbye:
+            if incoming.last is not None:
                 return self.transport.close()
             self.deadline = now + self.server.limits.idle_seconds
         if self._full and self.transport.get_write_buffer_size() > _FULL_BYTES:
@@ -867,7 +862,7 @@ class Http2Connection(asyncio.Protocol):
         """A stream is over: wait for the next one, or close."""
         if self._streams:
             return
-        if self._final or self._framing.incoming.goodbye:
+        if self._final or self._framing.incoming.last is not None:
             self._schedule()
             asyncio.get_running_loop().call_soon(self.transport.close)
         elif not self._draining:

@@ -39,6 +39,7 @@ def forward(
     request_lines: bytes = b"",
     response_lines: bytes = b"",
     refuse: Refuse = refuse_by_page,
+    kind: type[UpstreamConnection] = UpstreamConnection,
 ) -> None:
     """Send a request to the first address that a connection can be had to, and pass the response back.
 
@@ -47,9 +48,10 @@ def forward(
         request_lines: headers to add towards the upstream, each line with CRLF.
         response_lines: headers to add towards the client.
         refuse: answers the request when no response can be had.
+        kind: speaks the protocol of the upstream.
     """
     passing_on = request.connection.exchange_type or Exchange
-    exchange = passing_on(request, pool, addresses, response_lines, refuse)
+    exchange = passing_on(request, pool, addresses, response_lines, refuse, kind)
     head = request.head
     onward = head.onward
     if not onward:
@@ -102,7 +104,7 @@ class Exchange:
     """
 
     __slots__ = (
-        "_addresses", "_chunked", "_endpoint", "_first", "_head", "_refuse", "_replayable", "_response_lines",
+        "_addresses", "_chunked", "_endpoint", "_first", "_head", "_kind", "_refuse", "_replayable", "_response_lines",
         "_upstream_full", "_waiting", "_waiting_ended", "client", "pool", "request", "sent", "upstream",
     )  # fmt: skip
 
@@ -113,6 +115,7 @@ class Exchange:
         addresses: tuple[str, ...],
         response_lines: bytes,
         refuse: Refuse,
+        kind: type[UpstreamConnection],
     ) -> None:
         self.request = request
         self.client: Channel = request.connection
@@ -120,6 +123,7 @@ class Exchange:
         self.upstream: UpstreamConnection | None = None
         self.sent = False
         self._addresses = addresses
+        self._kind = kind
         self._endpoint: Endpoint | None = None
         self._head = b""
         self._first = b""
@@ -158,6 +162,8 @@ class Exchange:
         self._addresses = self._addresses[index:]
         endpoint = self._endpoint = self.pool.endpoint(self._addresses[0])
         endpoint.outstanding += 1
+        if endpoint.kind is not self._kind:
+            self.pool.speak(endpoint, self._kind)
         connection = self.pool.idle(endpoint)
         if connection is not None:
             self.connected(connection)
@@ -181,10 +187,9 @@ class Exchange:
             if self._replayable:
                 self._first = body
             self._waiting = []
-            text = self._head + self._frame_up(body, self._waiting_ended)
         else:
-            text = self._head
-        connection.transport.write(text)
+            body = b""
+        connection.send(self._head, body, ended=self._waiting_ended)
         self.sent = self._waiting_ended
         if not self.sent and not self._upstream_full:
             self.client.resume_reading()
@@ -208,9 +213,7 @@ class Exchange:
             if not ended and sum(map(len, self._waiting)) > self.pool.limits.buffer_bytes:
                 self.client.pause_reading()
             return
-        text = self._frame_up(piece, ended)
-        if text:
-            self.upstream.transport.write(text)
+        self.upstream.send_body(piece, ended=ended)
         self.sent = ended
 
     def body_failed(self) -> None:
@@ -218,12 +221,6 @@ class Exchange:
         self.client_gone()
         self.request.keep_alive = False
         self.client.fail(MalformedRequest("The body ended early."))
-
-    def _frame_up(self, piece: bytes, ended: bool) -> bytes:
-        if self.request.length >= 0:
-            return piece
-        text = b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
-        return text + b"0\r\n\r\n" if ended else text
 
     def upstream_full(self) -> None:
         """The upstream does not keep up: let the client wait."""

@@ -69,7 +69,7 @@ class Endpoint:
     gets one at a time. `wanted_at`: when it was last among the addresses to choose from, while either.
     """
 
-    __slots__ = ("address", "down", "host", "idle", "outstanding", "port", "trial", "wanted_at")
+    __slots__ = ("address", "down", "host", "idle", "kind", "outstanding", "port", "trial", "wanted_at")
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
@@ -77,6 +77,7 @@ class Endpoint:
         self.host = host.strip("[]")
         self.port = int(port)
         self.idle: list[UpstreamConnection] = []
+        self.kind: type[UpstreamConnection] = UpstreamConnection  # the protocol that it speaks
         self.outstanding = 0  # exchanges that were sent here and are not over
         self.down = False
         self.trial = False
@@ -169,6 +170,22 @@ class UpstreamConnection(asyncio.Protocol):
             self._watched.append((lower, value.strip(b" \t").lower()))
         else:
             self._lines.append(b"%b: %b\r\n" % (name, value))
+
+    # -- writing
+
+    def send(self, head: bytes, body: bytes, *, ended: bool) -> None:
+        """Write a request's head, and what there is of its body; `ended`: that is all."""
+        exchange = self.exchange
+        if exchange is not None and exchange.request.length < 0:
+            body = _chunk(body, ended=ended)
+        self.transport.write(head + body if body else head)
+
+    def send_body(self, piece: bytes, *, ended: bool) -> None:
+        """Write another piece of the body; `ended`: the last."""
+        if self.exchange is not None and self.exchange.request.length < 0:
+            piece = _chunk(piece, ended=ended)
+        if piece:
+            self.transport.write(piece)
 
     # -- reading
 
@@ -350,6 +367,11 @@ class UpstreamConnection(asyncio.Protocol):
                 self.transport.resume_reading()
 
 
+def _chunk(piece: bytes, *, ended: bool) -> bytes:
+    text = b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
+    return text + b"0\r\n\r\n" if ended else text
+
+
 class Pool:
     """Upstream connections of one edge process, by address `host:port`.
 
@@ -390,6 +412,13 @@ class Pool:
         if endpoint is None:
             endpoint = self.endpoints[address] = Endpoint(address)
         return endpoint
+
+    def speak(self, endpoint: Endpoint, kind: type[UpstreamConnection]) -> None:
+        """Note that an address speaks another protocol than before: another app has it now."""
+        endpoint.kind = kind
+        for connection in list(endpoint.idle):
+            connection.close()
+        endpoint.idle.clear()
 
     def choose(self, tiers: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
         """Return the addresses to try: tier by tier, and last of all those that accept no connection.
@@ -468,7 +497,7 @@ class Pool:
         try:
             async with asyncio.timeout(self.limits.connect_seconds):
                 _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self, endpoint), endpoint.host, endpoint.port
+                    lambda: endpoint.kind(self, endpoint), endpoint.host, endpoint.port
                 )
         except OSError as error:  # TimeoutError is one
             self.dial_failures += 1

@@ -68,7 +68,7 @@ def test_codes_of_what_cannot_be_served(rig, records, frontline):
     assert refused(client) == (503, "upstream:service_unavailable")
     records.guard("d_1", {"name": "x", "enabled": True, "jwtauth": {}})
     assert refused(client) == (422, "config:invalid_configuration")
-    records.guard("d_1", protocol="h2c")
+    records.guard("d_1", protocol="h3")
     assert refused(client) == (422, "config:invalid_configuration")
     challenge = b"GET /.well-known/acme-challenge/token HTTP/1.1\r\nHost: shop.test\r\n\r\n"
     assert refused(client, challenge) == (404, "routing:config_not_found")
