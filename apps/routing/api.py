@@ -1,11 +1,12 @@
-"""`/v2` operations on the gateway: the policies of an environment."""
+"""`/v2` operations on the gateway: the policies of an environment, and the barrier before it."""
 
 from typing import Any
 
 from apps.projects import queries
 from apps.projects.models import Environment
-from apps.routing import policies
+from apps.routing import barriers, policies
 from edge.sentinel.jwtauth import KEY_TYPES, MOST_SKEW_MS
+from edge.sentinel.openapi import MOST_BODY_BYTES
 from unkey import errors
 from unkey.rpc.authorization import T
 from unkey.rpc.call import Call
@@ -147,7 +148,7 @@ _RULES: dict[str, Schema | Field] = {
     "ipRules": optional(IP_RULES),
     "ratelimit": optional(RATELIMIT),
     "firewall": optional(obj({"action": string(choices=("ACTION_DENY", "ACTION_LOG"))})),
-    "openapi": optional(obj({})),
+    "openapi": optional(obj({"maxBodyBytes": optional(integer(1, MOST_BODY_BYTES))})),
     "logging": optional(LOGGING),
 }
 _POLICY: dict[str, Schema | Field] = {
@@ -216,3 +217,65 @@ def update_policy(call: Call) -> JSON:
     }
     policies.update_policy(environment, call.body["policyId"], changes, actor=call.actor)
     return {}
+
+
+_RANGES = array(string(1, 64), most=1000)
+_BARRIER = obj(
+    {
+        "blocked": _RANGES,
+        "maintenance": obj(
+            {
+                "enabled": boolean(),
+                "message": optional(string(1, 500)),
+                "retryAfter": optional(integer(0, 604_800)),
+                "exempt": _RANGES,
+            }
+        ),
+    }
+)
+
+
+@route(
+    "gateway.getBarrier",
+    request=obj(_ENVIRONMENT_NAMES),
+    response=_BARRIER,
+    permission=T("environment.{environment}.read_policies"),
+    errors=_NOT_FOUND,
+)
+def get_barrier(call: Call) -> JSON:
+    """Return whom edges refuse before the environment's deployments: blocked addresses, maintenance mode."""
+    return barriers.outline(barriers.find_barrier(_environment(call)))
+
+
+@route(
+    "gateway.setBarrier",
+    request=obj(
+        {
+            **_ENVIRONMENT_NAMES,
+            "blocked": optional(_RANGES),
+            "maintenance": optional(
+                obj(
+                    {
+                        "enabled": boolean(),
+                        "message": optional(string(1, 500)),
+                        "retryAfter": optional(integer(0, 604_800)),
+                        "exempt": optional(_RANGES),
+                    }
+                )
+            ),
+        }
+    ),
+    response=_BARRIER,
+    permission=T("environment.{environment}.set_policies"),
+    errors=_NOT_FOUND,
+)
+def set_barrier(call: Call) -> JSON:
+    """Block addresses, or begin or end maintenance, at every edge within a second and without a deployment."""
+    environment = _environment(call)
+    barrier = barriers.set_barrier(
+        environment,
+        blocked=call.body.get("blocked"),
+        maintenance=call.body.get("maintenance"),
+        actor=call.actor,
+    )
+    return barriers.outline(barrier)

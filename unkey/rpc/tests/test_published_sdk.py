@@ -31,6 +31,8 @@ OURS = {
     "deployments.getLastRequest",
     "deployments.listSteps",
     "environments.deleteEnvironment",
+    "gateway.getBarrier",
+    "gateway.setBarrier",
     "deployments.redeployDeployment",
     "snapshots.createSnapshot",
 }
