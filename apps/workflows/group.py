@@ -505,7 +505,12 @@ class Group:
             self.done.results.append((row.id, row.step_index, name, result))
         ended = turns.advance(row, kind, self._now)
         self._count(row, task, "done")
-        if ended and row.cancel_requested_at is None:
+        if not ended:
+            return
+        if row.cancel_requested_at is None:
+            with self._isolation.own():
+                row.cancel_requested_at = rows.lock_cancel(row.id)
+        if row.cancel_requested_at is None:
             self._end(hold, row, State.SUCCEEDED)
 
     def _park(self, row: RunRow, task: Task, wait: Wait) -> None:

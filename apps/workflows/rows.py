@@ -260,6 +260,14 @@ def next_runs(keys: Sequence[str], now: datetime) -> dict[str, RunRow]:
     return {row[2]: _run(row) for row in _fetch(sql, values)}
 
 
+def lock_cancel(run_id: str) -> datetime | None:
+    """Read when a run's cancel was asked for, so that until the transaction ends nobody is told that it will be."""
+    columns = _plain("cancel_requested_at", connection.vendor)
+    lock = "" if connection.vendor == "sqlite" else " FOR UPDATE"
+    found = _fetch(f"SELECT {columns} FROM {_RUN} WHERE id = %s{lock}", [run_id])
+    return to_moment(found[0][0]) if found else None
+
+
 def urgent_waits(key: str, now: datetime) -> bool:
     """Say whether an urgent run of a key is due."""
     sql = f"SELECT 1 FROM {_RUN} WHERE `key` = %s AND next_at <= %s AND urgent LIMIT 1"

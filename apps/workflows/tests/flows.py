@@ -45,6 +45,19 @@ def gate(folder: Path, name: str) -> None:
         time.sleep(0.005)
 
 
+def stand(run: Run) -> JSON:
+    gate(room(run), "gate")
+    return None
+
+
+class Stands(Workflow):
+    """Its only step asks the database nothing, and stands at a gate."""
+
+    service, key = "test-stands", "k"
+    steps = (step(stand),)
+    on_failure = step(lambda run, code, message: None)
+
+
 def outside_effect(folder: Path, text: str) -> None:
     """Append one line to the folder's record of what reached the world."""
     with open(folder / "world", "a") as file:

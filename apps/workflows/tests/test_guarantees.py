@@ -249,6 +249,30 @@ def test_w08_a_notification_while_the_outside_part_looks_wakes(transactional_db:
     assert looks == [False, False, True]
 
 
+def test_w11_a_cancel_that_was_accepted_while_the_last_step_ran_is_carried_out(
+    worker: Dispatcher, settled: Callable[[], None], until: Until, tmp_path: Path
+) -> None:
+    run = start(flows.Stands, {"k": "a", "room": str(tmp_path)})
+    until((tmp_path / "gate.reached").exists)
+    accepted: list[bool] = []
+
+    def ask() -> None:
+        try:
+            accepted.append(cancel(run.id))
+        finally:
+            connections.close_all()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    if connection.vendor == "mysql":  # on SQLite it waits for the one writer
+        asking.join()
+    (tmp_path / "gate.open").touch()
+    asking.join()
+    settled()
+    run.refresh_from_db()
+    assert run.state == (State.CANCELLED if accepted == [True] else State.SUCCEEDED)
+
+
 def test_w10_callers_that_race_with_one_idempotency_key_get_one_run(transactional_db: None) -> None:
     got: list[str] = []
 
