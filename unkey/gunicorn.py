@@ -1,8 +1,19 @@
 """Gunicorn's configuration, from our settings: `gunicorn -c python:unkey.gunicorn unkey.wsgi`."""
 
+from gunicorn import glogging
+
 from unkey import logging
 from unkey.complaints import in_one_line
 from unkey.env import env
+
+
+class Logger(glogging.Logger):
+    """Puts no access line together: web writes its own for each request."""
+
+    @property
+    def access_log_enabled(self) -> bool:
+        return False
+
 
 with in_one_line():
     # In the parent: a worker would only be started again and again.
@@ -18,6 +29,7 @@ graceful_timeout = 5
 # Heartbeats of workers are files: in memory, since a slow disk would look like a dead worker.
 worker_tmp_dir = "/dev/shm"  # noqa: S108
 accesslog = None
+logger_class = Logger
 # Its default place is one for all systems of a user.
 control_socket_disable = True
 logconfig_dict = logging.settings()

@@ -121,11 +121,12 @@ def create_key(
         key.remaining = credits.remaining
         _set_refill(key, credits.refill)
     with transaction.atomic():
+        # Before the stream is locked, which all of a workspace wait for.
+        audit.record("key.create", actor=actor, workspace_id=workspace_id, targets=[key, api])
         versions.stamp(key)
         if external_id is not None:
             key.identity = ensure_identity(workspace_id, external_id, actor)
         insert(key)
-        audit.record("key.create", actor=actor, workspace_id=workspace_id, targets=[key, api])
         if permissions:
             _connect_permissions(key, ensure_permissions(workspace_id, permissions, actor), actor)
         if roles:

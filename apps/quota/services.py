@@ -9,6 +9,7 @@ from apps.audit import services as audit
 from apps.cluster import versions
 from apps.quota.models import Limits, Usage
 from apps.workspaces.models import Workspace
+from apps.workspaces.services import forget_presented
 from unkey import clock
 from unkey.actors import Actor
 
@@ -33,6 +34,7 @@ def set_limits(workspace_id: str, changes: Mapping[str, int | None], *, actor: A
         # Edges hold requests of this workspace to its limits, and read them with it.
         versions.stamp(row.workspace)
         row.workspace.save(update_fields=["version"])
+        forget_presented()
         meta: dict[str, Any] = {"limits": dict(changes)}
         audit.record(
             "workspace.update",

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import secrets
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from django.db import IntegrityError, transaction
@@ -24,6 +25,8 @@ from unkey.tenancy import workspace_scope
 ROOT_KEY_PREFIX = "unkey_"
 _ROOT_KEY_BYTES = 24
 _USED_EVERY = timedelta(minutes=1)
+_PRESENT = timedelta(seconds=1)
+_MOST_PRESENT = 10_000
 
 
 def create_workspace(name: str, slug: str, *, actor: Actor) -> Workspace:
@@ -57,6 +60,7 @@ def set_workspace_enabled(workspace: Workspace, enabled: bool, *, actor: Actor) 
         before, workspace.enabled = audit.state(workspace, "enabled"), enabled
         workspace.updated_at = clock.now()
         versions.stamp(workspace)
+        forget_presented()
         workspace.save(update_fields=["enabled", "updated_at", "version"])
         audit.record(
             "workspace.update",
@@ -232,10 +236,24 @@ _PRESENTED = Prepared(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Presented:
+    """A root key as it was read a moment ago."""
+
+    since: datetime
+    principal: Principal
+    enabled: bool
+    workspace_enabled: bool
+
+
+_presented: dict[str, _Presented] = {}
+
+
 def authenticate_root_key(plaintext: str) -> Principal:
     """Return who a root key speaks for.
 
-    The look-up is by SHA-256 of the whole text, so its time tells nothing about stored keys.
+    The look-up is by SHA-256 of the whole text, so its time tells nothing about stored keys. What it found
+    stands for a second; changes that this process makes are seen at once.
 
     Raises:
         RootKeyNotFound: unknown or deleted.
@@ -243,20 +261,35 @@ def authenticate_root_key(plaintext: str) -> Principal:
         KeyDisabled: it is.
         Forbidden: it has expired.
     """
-    found = _PRESENTED.first(hash_of(plaintext))
-    if found is None:
-        raise errors.RootKeyNotFound("The provided root key is invalid.")
-    key_id, workspace_id, name, permissions, enabled, expires_at, used_at, workspace_enabled, rate = found
-    if not workspace_enabled:
-        raise errors.WorkspaceDisabled("The workspace is disabled.")
-    if not enabled:
-        raise errors.KeyDisabled("The root key is disabled.")
     now = clock.now()
-    if expires_at is not None and now > expires_at:
+    digest = hash_of(plaintext)
+    found = _presented.get(digest)
+    if found is None or not found.since <= now < found.since + _PRESENT:
+        found = _read_presented(digest, now)
+    if not found.workspace_enabled:
+        raise errors.WorkspaceDisabled("The workspace is disabled.")
+    if not found.enabled:
+        raise errors.KeyDisabled("The root key is disabled.")
+    principal = found.principal
+    if principal.expires_at is not None and now > principal.expires_at:
         raise errors.Forbidden("The root key has expired.")
-    if used_at is None or now - used_at > _USED_EVERY:
+    return principal
+
+
+def forget_presented() -> None:
+    """Have every root key read anew: one of them, its workspace or its limits is being changed."""
+    _presented.clear()
+
+
+def _read_presented(digest: str, now: datetime) -> _Presented:
+    row = _PRESENTED.first(digest)
+    if row is None:
+        raise errors.RootKeyNotFound("The provided root key is invalid.")
+    key_id, workspace_id, name, permissions, enabled, expires_at, used_at, workspace_enabled, rate = row
+    works = enabled and workspace_enabled and (expires_at is None or now <= expires_at)
+    if works and (used_at is None or now - used_at > _USED_EVERY):
         RootKey.objects.unscoped("the key that is asking").filter(pk=key_id).update(last_used_at=now)
-    return Principal(
+    principal = Principal(
         workspace_id=workspace_id,
         subject="rootkey",
         id=key_id,
@@ -265,6 +298,10 @@ def authenticate_root_key(plaintext: str) -> Principal:
         requests_per_minute=rate,
         expires_at=expires_at,
     )
+    if len(_presented) >= _MOST_PRESENT:
+        _presented.clear()
+    found = _presented[digest] = _Presented(now, principal, enabled, workspace_enabled)
+    return found
 
 
 def hash_of(plaintext: str) -> str:
@@ -336,4 +373,5 @@ def _locked(root_key_id: str) -> RootKey:
 def _save(root_key: RootKey, *fields: str) -> None:
     root_key.updated_at = clock.now()
     versions.stamp(root_key)
+    forget_presented()
     root_key.save(update_fields=[*fields, "updated_at", "version"])

@@ -95,9 +95,10 @@ class Rpc:
 
     def answer(self, request: HttpRequest) -> HttpResponse:
         """Answer one request in the envelope of the API, whatever happens."""
-        allowed = cors.preflight(request.method or "", request.headers)
-        if allowed is not None:
-            return HttpResponse(status=204, headers=allowed)
+        if request.method == "OPTIONS":
+            allowed = cors.preflight(request.method, request.headers)
+            if allowed is not None:
+                return HttpResponse(status=204, headers=allowed)
         response = self._answer(request)
         for name, value in cors.answered(request.META.get("HTTP_ORIGIN", "")).items():
             response[name] = value

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from apps.keys.models import Api, Identity, Key, Ratelimit
-from apps.workspaces.models import Workspace
+from apps.workspaces.services import set_workspace_enabled
 from unkey import clock
-from unkey.rpc.testing import Tenant
+from unkey.rpc.testing import TESTS, Tenant
 from unkey.tenancy import unscoped
 
 MakeKey = Callable[..., Any]
@@ -181,7 +181,7 @@ def test_the_ip_list_of_an_api_admits_addresses_and_networks(
 
 def test_a_disabled_workspace_answers_nobody(tenant: Tenant, make_key: MakeKey) -> None:
     key = make_key()["key"]
-    Workspace.objects.filter(pk=tenant.workspace.pk).update(enabled=False)
+    set_workspace_enabled(tenant.workspace, False, actor=TESTS)
     assert tenant.send("keys.verifyKey", {"key": key}).status == 403
 
 

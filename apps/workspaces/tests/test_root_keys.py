@@ -61,6 +61,16 @@ def test_only_the_hash_of_a_root_key_is_stored(tenant: Tenant) -> None:
     assert tenant.root_key not in str(vars(row).values())
 
 
+def test_what_another_process_does_to_a_root_key_is_seen_within_a_second(tenant: Tenant) -> None:
+    tenant("apis.createApi", {"name": "abc"})
+    RootKey.objects.unscoped("test").filter(workspace=tenant.workspace).update(enabled=False)
+    with clock.shifted(timedelta(seconds=1)):
+        assert refusal(tenant) == (403, "authorization/key_disabled")
+    Workspace.objects.filter(pk=tenant.workspace.pk).update(enabled=False)
+    with clock.shifted(timedelta(seconds=2)):
+        assert refusal(tenant) == (403, "authorization/workspace_disabled")
+
+
 def test_a_deleted_root_key_is_unknown(tenant: Tenant) -> None:
     services.delete_root_key(root_key_of(tenant), actor=TESTS)
     assert refusal(tenant) == (401, "authentication/key_not_found")
