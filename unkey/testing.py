@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from _pytest.nodeid import coerce_node_id
 
 from unkey.env import ROOT, SETTINGS
 
@@ -43,11 +42,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--database-only", action="store_true", help="only tests that use the database")
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int | None:
+    """Let one more worker run than there are cores: tests of running systems wait more than they compute."""
+    chosen = "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ
+    return None if chosen else len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Carry out `--database-only` and `--dist loadgroup`."""
-    if getattr(config.option, "loadgroup", False):
-        _name_groups(items)
+    """Carry out `--database-only`."""
     if not config.getoption("--database-only"):
         return
     fixtures = {"db", "transactional_db", "django_db_setup"}
@@ -58,18 +61,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
     items[:] = chosen
-
-
-def _name_groups(items: list[pytest.Item]) -> None:
-    """Write each item's group at the end of its id, by which pytest-xdist gives a group to one worker.
-
-    pytest-xdist 3.8 writes it where pytest 9.2 does not look: without this, groups are torn apart.
-    """
-    for item in items:
-        groups = sorted({str(mark.args[0]) for mark in item.iter_markers("xdist_group")})
-        ending = f"@{'_'.join(groups)}"
-        if groups and not item.nodeid.endswith(ending):
-            item._id = coerce_node_id(f"{item.nodeid}{ending}")
 
 
 def pytest_collection_finish() -> None:

@@ -40,6 +40,7 @@ FAST = Timing(
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the agent's tests with one worker: they name their instances alike, and an instance is found by its name."""
     here = Path(__file__).parent
