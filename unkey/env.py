@@ -110,6 +110,16 @@ def _nearest(text: str) -> dict[str, tuple[str, ...]]:
     return table
 
 
+def _bytes_of_hosts(text: str) -> dict[str, int]:
+    table: dict[str, int] = {}
+    for part in _names(text):
+        host, equals, most = part.partition("=")
+        if not equals or not host.strip():
+            raise ValueError(text)
+        table[host.strip().lower()] = _count(most)
+    return table
+
+
 def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
@@ -380,8 +390,53 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("EDGE_MAX_HEADER_BYTES", "bytes", _count, "32768", "largest head of a request or response"),
     Setting("EDGE_MAX_HEADERS", "count", _count, "100", "headers that a request may have"),
     Setting("EDGE_MAX_BODY_BYTES", "bytes", _count, str(100 * 1024 * 1024), "largest request body; 0: any"),
+    Setting(
+        "EDGE_BODY_BYTES_OF_HOSTS",
+        "list like upload.example.com=1073741824, *.example.com=0",
+        _bytes_of_hosts,
+        "",
+        "routes whose request bodies have another bound than EDGE_MAX_BODY_BYTES; 0: any",
+    ),
+    Setting(
+        "EDGE_MAX_CONNECTIONS",
+        "count",
+        _count,
+        "0",
+        "client connections of one listener; 0: a third of the files that the process may open",
+    ),
+    Setting(
+        "EDGE_MAX_CONNECTIONS_PER_ADDRESS",
+        "count",
+        _count,
+        "1000",
+        "connections of one address at a listener, but for TRUSTED_PROXIES; 0: any",
+    ),
+    Setting(
+        "EDGE_PROXY_PROTOCOL",
+        "flag",
+        _flag,
+        "0",
+        "TRUSTED_PROXIES begin each connection with the PROXY protocol, version 1 or 2, before TLS",
+    ),
+    Setting(
+        "EDGE_BODY_TIMEOUT_SECONDS", "seconds", _count, "60", "how long a client may be silent within a body"
+    ),
+    Setting(
+        "EDGE_SEND_TIMEOUT_SECONDS",
+        "seconds",
+        _count,
+        "60",
+        "how long a client may take nothing of an answer that waits for it",
+    ),
     Setting("EDGE_HEADER_TIMEOUT_SECONDS", "seconds", _count, "10", "how long a client may take for a head"),
     Setting("EDGE_IDLE_TIMEOUT_SECONDS", "seconds", _count, "75", "how long a connection may stay unused"),
+    Setting(
+        "EDGE_UPGRADE_IDLE_TIMEOUT_SECONDS",
+        "seconds",
+        _count,
+        "3600",
+        "how long both sides of a WebSocket may be silent",
+    ),
     Setting("EDGE_REQUEST_TIMEOUT_SECONDS", "seconds", _count, "900", "how long a request may take in all"),
     Setting(
         "EDGE_CONNECT_TIMEOUT_SECONDS", "seconds", _count, "2", "how long connecting to an instance may take"

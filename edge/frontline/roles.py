@@ -106,7 +106,14 @@ class Edge:
     ) -> None:
         context = self._certificates.listener_context() if tls else None
         server = self.servers[name] = Server(
-            name, handle, self.limits, tls=context, quick=quick, refuse=refuse, observe=observe
+            name,
+            handle,
+            self.limits,
+            tls=context,
+            quick=quick,
+            refuse=refuse,
+            observe=observe,
+            proxied=self._env.EDGE_PROXY_PROTOCOL and name != "metrics",
         )
         self._ports.append((server, setting))
 
@@ -224,6 +231,20 @@ class Edge:
         yield name, "gauge", "Open client connections.", of_servers(name, lambda each: len(each.connections))
         name = "unkey_edge_refused_heads_total"
         yield name, "counter", "Heads that were no valid HTTP.", of_servers(name, lambda each: each.refused)
+        name = "unkey_edge_crowded_total"
+        yield (
+            name,
+            "counter",
+            "Connections beyond the bound, of all or of an address.",
+            of_servers(name, lambda each: each.crowded),
+        )
+        name = "unkey_edge_slow_readers_total"
+        yield (
+            name,
+            "counter",
+            "Clients that did not take their answers.",
+            of_servers(name, lambda each: each.slow),
+        )
         name = "unkey_edge_aborted_total"
         yield name, "counter", "Requests whose client left.", of_servers(name, lambda each: each.aborted)
         name = "unkey_edge_upstream_connections"

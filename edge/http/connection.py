@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import httptools
 
+from edge.http import forwarded
 from edge.http.body import BadChunk, ChunkDecoder
 from edge.http.request import STATUS_LINES, Field, Head, Request, host_name
 from unkey.errors import (
@@ -25,7 +26,6 @@ from unkey.errors import (
     RequestHeadersTooLarge,
     RequestTimeout,
 )
-from unkey.rpc.client_address import client_and_hops, trusted
 
 if TYPE_CHECKING:
     from edge.http.proxy import Exchange
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WATCHED = frozenset({
-    b"host", b"connection", b"content-length", b"transfer-encoding", b"upgrade", b"expect", b"x-forwarded-for",
+    b"host", b"connection", b"content-length", b"transfer-encoding", b"upgrade", b"expect", *forwarded.TOLD_BY,
 })  # fmt: skip
 _BARE_LF = re.compile(rb"(?<!\r)\n")
 _ABSOLUTE = re.compile(rb"https?://([^/?#@]+)(/[^?#]*)?(\?.*)?", re.IGNORECASE | re.DOTALL)
@@ -65,7 +65,9 @@ class Connection(asyncio.Protocol):
         "_begun",
         "_believes",
         "_decoder",
+        "_ends",
         "_fields",
+        "_full_since",
         "_heads",
         "_held",
         "_last",
@@ -73,6 +75,7 @@ class Connection(asyncio.Protocol):
         "_parser",
         "_reading",
         "_remaining",
+        "_seen",
         "_target",
         "_watched",
         "deadline",
@@ -100,6 +103,9 @@ class Connection(asyncio.Protocol):
         self.eof = False
         self.full = False  # the client does not take its answers
         self.paused = False
+        self._ends = 0.0  # when the request must be over
+        self._full_since = 0.0
+        self._seen = 0  # bytes of the body when the client was last looked after
         self._begun = False  # a head has begun to come, and has not ended
         self._believes: bool | None = None
         self._parser: Any = None
@@ -119,15 +125,15 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        peer = transport.get_extra_info("peername")
-        self.peer = str(peer[0]).encode() if peer else b"unknown"
+        self.peer = self.server.peer_of(transport)
         self.deadline = self.server.now + self.server.limits.header_seconds
-        self.server.connections.add(self)
-        if self.server.draining:
+        if not self.server.joined(self):
+            self.transport.abort()
+        elif self.server.draining:
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.server.connections.discard(self)
+        self.server.left(self)
         if self.exchange is not None:
             self.exchange.client_gone()
         if self.request is not None and self.request.method:
@@ -185,6 +191,8 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.full = True
+        self._full_since = self.server.now
+        self.deadline = min(self.deadline, self.server.now + self.server.limits.send_seconds)
         if self.exchange is not None:
             self.exchange.client_full()
         elif self.phase == Phase.HEAD:
@@ -323,8 +331,10 @@ class Connection(asyncio.Protocol):
         request = Request(self, self._last)
         self.request = request
         self._begun = False
-        self.deadline = self.server.now + limits.request_seconds
+        self._ends = self.deadline = self.server.now + limits.request_seconds
         if request.length:
+            self._seen = 0
+            self.deadline = min(self._ends, self.server.now + limits.body_seconds)
             if request.length > 0:
                 self._remaining = request.length
             else:
@@ -382,7 +392,7 @@ class Connection(asyncio.Protocol):
         length, keep_alive = 0, not http10
         host_field: bytes | None = None
         upgrade, wants_upgrade, expects = b"", False, False
-        hops: list[bytes] = []
+        told = False
         for name, value in self._watched:
             if name == b"host":
                 if host_field is not None:
@@ -405,8 +415,8 @@ class Connection(asyncio.Protocol):
                 length = -1
             elif name == b"upgrade":
                 upgrade = value
-            elif name == b"x-forwarded-for":
-                hops.append(value)
+            elif name in forwarded.TOLD_BY:
+                told = True
             else:
                 expects = not http10 and value.lower() == b"100-continue"
         if target[0] != 0x2F:
@@ -416,11 +426,13 @@ class Connection(asyncio.Protocol):
         host = host_name(host_field) if host_field else None
         if host is None or host_field is None:
             raise MalformedRequest(_MALFORMED.format("no valid Host header"))
-        limit = self.server.limits.body_bytes
+        limit = self.server.limits.most_body(host)
         if limit and length > limit:
             raise RequestBodyTooLarge(f"A body may have {limit} bytes.")
         facts = Head(method, target, host, host_field, self._fields)
-        facts.client, facts.hops = self._client(hops) if hops and self._believed() else (self.peer, self.peer)
+        facts.client = facts.hops = self.peer
+        if told and self._believed():
+            facts.told_by(forwarded.told(self.peer, self._fields))
         facts.http10 = http10
         facts.keep_alive = keep_alive
         facts.length = length
@@ -433,13 +445,8 @@ class Connection(asyncio.Protocol):
     def _believed(self) -> bool:
         """Say whether the peer is a trusted proxy, looked up once."""
         if self._believes is None:
-            self._believes = trusted(self.peer.decode())
+            self._believes = forwarded.believed(self.peer)
         return self._believes
-
-    def _client(self, hops: list[bytes]) -> tuple[bytes, bytes]:
-        """Return the address of the client behind trusted proxies, and it with all that follow it."""
-        chain = client_and_hops(self.peer.decode(), b",".join(hops).decode("latin-1"))
-        return chain[0].encode("latin-1"), ", ".join(chain).encode("latin-1")
 
     @staticmethod
     def _no_length() -> int:
@@ -475,7 +482,7 @@ class Connection(asyncio.Protocol):
                 return self._broken_body(request, MalformedRequest(_MALFORMED.format(error)))
             piece = b"".join(pieces)
         request.size += len(piece)
-        limit = self.server.limits.body_bytes
+        limit = self.server.limits.most_body(request.host)
         if limit and request.size > limit:
             return self._broken_body(request, RequestBodyTooLarge(f"A body may have {limit} bytes."))
         if ended:
@@ -566,6 +573,7 @@ class Connection(asyncio.Protocol):
         self.phase = Phase.HEAD
         self.deadline = self.server.now + self.server.limits.idle_seconds
         if self.full:  # no more is begun for a client that does not read
+            self.deadline = self._next_look(self.deadline)
             return self.pause_reading()
         if self.paused:
             self.resume_reading()
@@ -581,7 +589,8 @@ class Connection(asyncio.Protocol):
             return self.transport.close()
         # Closing while the client still sends would reset the connection and take the answer with it
         # (RFC 9112, 9.6).
-        self.deadline = self.server.now + _LINGER_SECONDS
+        self._seen = self.transport.get_write_buffer_size()
+        self.deadline = self.server.now + (self.server.limits.send_seconds if self._seen else _LINGER_SECONDS)
         self.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -616,20 +625,60 @@ class Connection(asyncio.Protocol):
     def timed_out(self) -> None:
         """The deadline has passed."""
         request = self.request
-        if self.phase == Phase.TUNNEL:
+        if self.transport.is_closing() or self._reads_too_slowly():
+            return self.transport.abort()
+        if self.phase == Phase.TUNNEL and self.exchange is not None:
+            if self.exchange.quiet_at < self.server.now:
+                return self.transport.abort()
+            self.deadline = self._next_look(self.exchange.quiet_at)
+            return
+        if request is not None and self.phase != Phase.LINGER and self._is_busy(request):
+            self.deadline = self._next_look(self._ends)
             return
         if request is None or self.phase == Phase.LINGER:
-            if self._held and self.phase == Phase.HEAD:
+            if self.phase == Phase.LINGER:
+                self._linger()
+            elif self._held and self.phase == Phase.HEAD:
                 self._refuse_head(RequestTimeout("The request's head took too long."))
             else:
-                self.transport.abort() if self.phase == Phase.LINGER else self.transport.close()
+                self.transport.close()
             return
         exchange = self.exchange
-        if exchange is not None:
+        if self.phase == Phase.BODY and self.server.now < self._ends:
+            self._broken_body(request, RequestTimeout("The request's body took too long."))
+        elif exchange is not None:
             exchange.client_gone()
             self.fail(GatewayTimeout("The app took too long to answer."))
         else:
             self.fail(RequestTimeout("The request took too long."))
+
+    def _linger(self) -> None:
+        """Wait on for a client that takes what is left of its answer, however slowly; for no other."""
+        waits = self.transport.get_write_buffer_size()
+        if not 0 < waits < self._seen:
+            return self.transport.abort()
+        self._seen = waits
+        self.deadline = self.server.now + self.server.limits.send_seconds
+
+    def _reads_too_slowly(self) -> bool:
+        waits = self.full and self.server.now - self._full_since >= self.server.limits.send_seconds
+        self.server.slow += waits
+        return waits
+
+    def _is_busy(self, request: Request) -> bool:
+        """Say whether a request has time left, and its client sends what it still has to."""
+        if self.server.now < self._ends and self.phase == Phase.BODY:
+            # The app may make it wait; and it waits for a word of the app before it sends a body that it announced.
+            waits = self.paused or (request.expects_continue and not request.size)
+            moved, self._seen = request.size > self._seen, request.size
+            return moved or waits
+        return self.server.now < self._ends
+
+    def _next_look(self, ends: float) -> float:
+        limits = self.server.limits
+        if self.full:
+            ends = min(ends, self._full_since + limits.send_seconds)
+        return min(ends, self.server.now + limits.body_seconds) if self.phase == Phase.BODY else ends
 
     def drain(self) -> None:
         """The server is stopping: close if idle; a response in flight says `Connection: close`."""

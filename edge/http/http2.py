@@ -29,6 +29,7 @@ from h2.exceptions import DenialOfServiceError, ProtocolError
 from h2.settings import SettingCodes, Settings
 from hyperframe import frame as frames
 
+from edge.http import forwarded
 from edge.http.connection import Phase
 from edge.http.framing import Frames
 from edge.http.proxy import FORBIDDEN_TRAILERS, Exchange
@@ -44,7 +45,6 @@ from unkey.errors import (
     RequestHeadersTooLarge,
     RequestTimeout,
 )
-from unkey.rpc.client_address import client_and_hops, trusted
 
 if TYPE_CHECKING:
     from edge.http.server import Server
@@ -193,12 +193,7 @@ class StreamExchange(Exchange):
             pair for pair in _pairs(head.lines + self._response_lines) if pair[0] != b"sec-websocket-accept"
         ]
         self.client.send_head(200, fields, ended=False)
-        self.client.phase = Phase.TUNNEL
-        self.client.deadline = float("inf")
-        early = self.client.take_held()
-        if early and self.upstream is not None:
-            self.upstream.transport.write(early)
-        self.client.resume_reading()
+        self._tunnel()
         return True
 
 
@@ -295,8 +290,9 @@ class Stream(asyncio.Transport):
     def _body(self, request: Request, piece: bytes, ended: bool) -> None:
         request.size += len(piece)
         limits = self.server.limits
-        if limits.body_bytes and request.size > limits.body_bytes:
-            return self._broken_body(RequestBodyTooLarge(f"A body may have {limits.body_bytes} bytes."))
+        most = limits.most_body(request.host)
+        if most and request.size > most:
+            return self._broken_body(RequestBodyTooLarge(f"A body may have {most} bytes."))
         if ended:
             if 0 <= request.length != request.size:
                 return self._broken_body(MalformedRequest("The body is not as long as Content-Length says."))
@@ -350,6 +346,11 @@ class Stream(asyncio.Transport):
         """The deadline has passed."""
         if self.request is None:
             return self.close()  # its answer is not taken
+        if self.phase == Phase.TUNNEL and self.exchange is not None:
+            if self.exchange.quiet_at > self._owner.server.now:
+                self.deadline = self.exchange.quiet_at
+                return
+            return self.abort()
         if self.exchange is not None:
             self.exchange.client_gone()
             self.fail(GatewayTimeout("The app took too long to answer."))
@@ -515,16 +516,16 @@ class Http2Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
-        peer = transport.get_extra_info("peername")
-        self.peer = str(peer[0]).encode() if peer else b"unknown"
+        self.peer = self.server.peer_of(transport)
         self.deadline = self.server.now + self.server.limits.header_seconds
-        self.server.connections.add(self)
+        if not self.server.joined(self):
+            return self.transport.abort()
         self._send()
         if self.server.draining:
             self.drain()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.server.connections.discard(self)
+        self.server.left(self)
         self._drop()
 
     def _drop(self) -> None:
@@ -670,7 +671,7 @@ class Http2Connection(asyncio.Protocol):
         limits = self.server.limits
         pseudo: dict[bytes, bytes] = {}
         fields: list[Field] = []
-        hops: list[bytes] = []
+        hearsay = False
         host: bytes | None = None
         told: bytes | None = None
         expects = False
@@ -701,8 +702,8 @@ class Http2Connection(asyncio.Protocol):
                 told = value
             elif name == b"expect":
                 expects = value.lower() == b"100-continue"
-            elif name == b"x-forwarded-for":
-                hops.append(value)
+            elif name in forwarded.TOLD_BY:
+                hearsay = True
         if size > limits.head_bytes:
             raise RequestHeadersTooLarge(f"A head may have {limits.head_bytes} bytes.")
         if len(fields) > limits.header_count:
@@ -715,12 +716,15 @@ class Http2Connection(asyncio.Protocol):
         if authority is None or name_of_host is None:
             raise MalformedRequest(_MALFORMED.format("no valid host name"))
         length = int(told) if told else 0 if ended else -1  # the library has seen that it is a number
-        if limits.body_bytes and length > limits.body_bytes:
-            raise RequestBodyTooLarge(f"A body may have {limits.body_bytes} bytes.")
+        most = limits.most_body(name_of_host)
+        if most and length > most:
+            raise RequestBodyTooLarge(f"A body may have {most} bytes.")
         if ended and method in _WITH_BODY and told is None:
             fields.append((b"content-length", b"content-length", b"0"))  # RFC 9110, 8.6
         head = Head(method, target, name_of_host, authority, fields)
-        head.client, head.hops = self._client(hops)
+        head.client = head.hops = self.peer
+        if hearsay and self._believed():
+            head.told_by(forwarded.told(self.peer, fields))
         head.length = 0 if upgrade else length
         head.expects_continue = expects and not ended and not upgrade
         head.upgrade = upgrade
@@ -760,16 +764,11 @@ class Http2Connection(asyncio.Protocol):
         fields.append((b"sec-websocket-key", b"Sec-WebSocket-Key", key))
         return b"GET", target, protocol
 
-    def _client(self, hops: list[bytes]) -> tuple[bytes, bytes]:
-        """Return the client's address, past trusted proxies, and it with all that follow it."""
-        if not hops:
-            return self.peer, self.peer
+    def _believed(self) -> bool:
+        """Say whether the peer is a trusted proxy, looked up once."""
         if self._believes is None:
-            self._believes = trusted(self.peer.decode())
-        if not self._believes:
-            return self.peer, self.peer
-        chain = client_and_hops(self.peer.decode(), b",".join(hops).decode("latin-1"))
-        return chain[0].encode("latin-1"), ", ".join(chain).encode("latin-1")
+            self._believes = forwarded.believed(self.peer)
+        return self._believes
 
     # -- from the streams
 

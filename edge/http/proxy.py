@@ -4,8 +4,10 @@ Callbacks from both connections drive it; on the common path (a kept connection,
 packet) a request costs two writes and no task.
 """
 
+import time
 from collections.abc import Callable
 
+from edge.http import forwarded
 from edge.http.connection import Phase
 from edge.http.request import IDEMPOTENT, Channel, Request
 from edge.http.upstream import Endpoint, Pool, ResponseHead, UpstreamConnection
@@ -40,6 +42,7 @@ def forward(
     response_lines: bytes = b"",
     refuse: Refuse = refuse_by_page,
     kind: type[UpstreamConnection] = UpstreamConnection,
+    record: Callable[[type["Exchange"]], Callable[..., "Exchange"]] | None = None,
 ) -> None:
     """Send a request to the first address that a connection can be had to, and pass the response back.
 
@@ -49,8 +52,11 @@ def forward(
         response_lines: headers to add towards the client.
         refuse: answers the request when no response can be had.
         kind: speaks the protocol of the upstream.
+        record: makes of a kind of exchange one that is recorded.
     """
-    passing_on = request.connection.exchange_type or Exchange
+    passing_on: Callable[..., Exchange] = request.connection.exchange_type or Exchange
+    if record is not None:
+        passing_on = record(request.connection.exchange_type or Exchange)
     exchange = passing_on(request, pool, addresses, response_lines, refuse, kind)
     head = request.head
     onward = head.onward
@@ -81,9 +87,9 @@ def request_head(request: Request) -> bytes:
         lines.append(b"Expect: 100-continue\r\n")
     if request.upgrade:
         lines.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % request.upgrade)
+    head = request.head
     lines.append(
-        b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\nX-Forwarded-Host: %b\r\n"
-        % (request.head.hops, b"https" if request.secure else b"http", request.host_field)
+        forwarded.lines(head.hops.split(b", "), request.secure, head.asked_host or request.host_field)
     )
     return b"".join(lines)
 
@@ -100,12 +106,12 @@ class Exchange:
     """The state of one forwarded request.
 
     `sent` says whether the whole request was written upstream; an upstream connection whose request
-    was not is never used again.
+    was not is never used again. `quiet_at`: when a tunnel is over, in monotonic seconds, if nothing more passes.
     """
 
     __slots__ = (
         "_addresses", "_chunked", "_endpoint", "_first", "_head", "_kind", "_refuse", "_replayable", "_response_lines",
-        "_upstream_full", "_waiting", "_waiting_ended", "client", "pool", "request", "sent", "upstream",
+        "_upstream_ended", "_upstream_full", "_waiting", "_waiting_ended", "client", "pool", "quiet_at", "request", "sent", "upstream",
     )  # fmt: skip
 
     def __init__(
@@ -134,6 +140,8 @@ class Exchange:
         self._waiting: list[bytes] = []  # body that came before there was a connection
         self._waiting_ended = False
         self._upstream_full = False
+        self._upstream_ended = False  # its side of the tunnel
+        self.quiet_at = 0.0
 
     # -- towards the upstream
 
@@ -369,36 +377,46 @@ class Exchange:
         if not self.request.upgrade or not head.upgrade:
             return False
         self.request.status = 101
-        self.client.phase = Phase.TUNNEL
-        self.client.deadline = float("inf")
         self.write(
             b"%b%b%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n"
             % (head.line, head.lines, self._response_lines, head.upgrade)
         )
+        self._tunnel()
+        return True
+
+    def _tunnel(self) -> None:
+        self.client.phase = Phase.TUNNEL
+        self._passed()
+        self.client.deadline = self.quiet_at
         early = self.client.take_held()
         if early and self.upstream is not None:
             self.upstream.transport.write(early)
         self.client.resume_reading()
-        return True
+
+    def _passed(self) -> None:
+        self.quiet_at = time.monotonic() + self.pool.limits.upgrade_idle_seconds
 
     def tunnel_from_client(self, data: bytes) -> None:
         """Pass bytes of the client on."""
+        self._passed()
         if self.upstream is not None:
             self.upstream.transport.write(data)
 
     def tunnel_from_upstream(self, data: bytes) -> None:
         """Pass bytes of the upstream on."""
+        self._passed()
         self.client.transport.write(data)
 
     def tunnel_client_eof(self) -> bool:
         """The client has ended its side; True to keep the other direction open."""
-        if self.upstream is None or self.upstream.transport.is_closing():
+        if self.upstream is None or self._upstream_ended or self.upstream.transport.is_closing():
             return False
         self.upstream.transport.write_eof()
         return True
 
     def tunnel_upstream_eof(self) -> bool:
         """The upstream has ended its side; True to keep the other direction open."""
+        self._upstream_ended = True
         if self.client.eof or self.client.secure:
             self.client.transport.close()
             return False

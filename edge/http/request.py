@@ -13,6 +13,7 @@ from edge.http import refusal
 from unkey.errors import Fault, MalformedRequest, RequestBodyTooLarge
 
 if TYPE_CHECKING:
+    from edge.http.forwarded import Hearsay
     from edge.http.proxy import Exchange
 
 Field = tuple[bytes, bytes, bytes]
@@ -138,11 +139,13 @@ class Head:
         expects_continue: the client waits for a 100 before it sends the body.
         client: address of the client: the socket's peer, or whom trusted proxies name.
         hops: `X-Forwarded-For` for upstream: the client, then the proxies between it and here.
+        secure: whether the client came by TLS, as a trusted proxy has told; None: none has.
+        asked_host: whom the client asked for, as a trusted proxy has told; empty: none has.
     """
 
     __slots__ = (
-        "client", "expects_continue", "fields", "hops", "host", "host_field", "http10", "keep_alive",
-        "length", "method", "onward", "size", "target", "told", "upgrade",
+        "asked_host", "client", "expects_continue", "fields", "hops", "host", "host_field", "http10", "keep_alive",
+        "length", "method", "onward", "secure", "size", "target", "told", "upgrade",
     )  # fmt: skip
 
     def __init__(
@@ -160,9 +163,17 @@ class Head:
         self.expects_continue = False
         self.client = b""
         self.hops = b""
+        self.secure: bool | None = None
+        self.asked_host = b""
         self.size = 0  # of the head itself, in bytes
         self.onward = b""  # what goes upstream of it after the request line, once that was put together
         self.told: Told | None = None  # what the API reads of it, once it has
+
+    def told_by(self, told: "Hearsay | None") -> None:
+        """Take what a trusted proxy tells of the client; see `edge.http.forwarded`."""
+        if told is not None:
+            self.client, self.hops = told.client, b", ".join(told.hops)
+            self.secure, self.asked_host = told.secure, told.host
 
     def retargeted(self, target: bytes) -> "Head":
         """Return the head of a request that differs in its target alone."""
@@ -173,6 +184,8 @@ class Head:
         head.expects_continue = self.expects_continue
         head.client = self.client
         head.hops = self.hops
+        head.secure = self.secure
+        head.asked_host = self.asked_host
         head.onward = self.onward
         return head
 
@@ -225,8 +238,9 @@ class Request:
 
     @property
     def secure(self) -> bool:
-        """Whether the client came by TLS."""
-        return self.connection.secure
+        """Whether the client came by TLS, here or at a trusted proxy."""
+        told = self.head.secure
+        return self.connection.secure if told is None else told
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header (lower-case name), without surrounding space."""
@@ -251,7 +265,8 @@ class Request:
     def refuse(self, fault: Fault, *, headers: bytes = b"") -> None:
         """Answer by an error page or JSON, as `Accept` asks for."""
         kind = fault.kind
-        content_type, body = refusal.render(kind, fault.detail, self.id, self.header(b"accept") or b"")
+        accept = self.header(b"accept") or b""
+        content_type, body = refusal.render(kind, fault.detail, self.id, accept, fault.violations)
         extra = b"".join(f"{name}: {value}\r\n".encode() for name, value in fault.headers.items())
         lines = b"content-type: %b\r\nx-unkey-request-id: %b\r\n" % (content_type, self.id.encode())
         self.respond(kind.status, lines + extra + headers, body)

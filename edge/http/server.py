@@ -7,10 +7,13 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from typing import Any
 
 from edge.http.connection import Connection, Phase
+from edge.http.forwarded import believed
 from edge.http.http2 import Http2Connection
 from edge.http.limits import Limits
+from edge.http.proxied import ProxiedListener
 from edge.http.request import Head, Request
 from unkey.errors import Fault
 
@@ -71,6 +74,7 @@ class Server:
         observe: called with every request that is over.
         refuse: answers what the listener itself cannot take, such as a malformed head.
         quick: asked before `handle` where a request is complete in one packet on a kept connection.
+        proxied: trusted proxies begin each connection with the PROXY protocol.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Server:
         observe: Callable[[Request, bool], None] | None = None,
         quick: Quick | None = None,
         refuse: Refuse = Request.refuse,
+        proxied: bool = False,
     ) -> None:
         self.name = name
         self.refuse = refuse
@@ -100,9 +105,14 @@ class Server:
         self._settled = 0  # of them, counted among `statuses`
         self.refused = 0
         self.aborted = 0
+        self.crowded = 0  # connections that were one too many
+        self.slow = 0  # clients that did not take their answers
+        self._proxied = proxied
+        self._told: dict[Any, bytes] = {}  # whose connection a proxy passes on, by its own address
+        self._by_address: dict[bytes, int] = {}
         self._tls = tls
         self._observe = observe
-        self._listener: asyncio.Server | None = None
+        self._listener: asyncio.Server | ProxiedListener | None = None
         self._ticker: asyncio.TimerHandle | None = None
 
     @property
@@ -128,15 +138,70 @@ class Server:
         try:
             if listening is None:
                 listening = bound(host, port, reuse_port=reuse_port)
-            protocol = Connection if self._tls is None else _Negotiated
-            self._listener = await loop.create_server(
-                lambda: protocol(self), sock=listening, ssl=self._tls, backlog=1024
-            )
+            if self._proxied:
+                seconds = self.limits.header_seconds
+                self._listener = ProxiedListener(listening, believed, seconds, self._take)
+            else:
+                patience = None if self._tls is None else self.limits.header_seconds
+                self._listener = await loop.create_server(
+                    self._protocol,
+                    sock=listening,
+                    ssl=self._tls,
+                    backlog=1024,
+                    ssl_handshake_timeout=patience,
+                )
         except OSError:
             if listening is not None:
                 listening.close()
             raise
         self._tick(loop)
+
+    def _protocol(self) -> asyncio.Protocol:
+        return Connection(self) if self._tls is None else _Negotiated(self)
+
+    async def _take(self, client: socket.socket, address: bytes | None) -> None:
+        """Take a connection over that was accepted, and whose client a proxy has named."""
+        peer = client.getpeername()
+        if address is not None:
+            self._told[peer] = address
+        patience = None if self._tls is None else self.limits.header_seconds
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._protocol, client, ssl=self._tls, ssl_handshake_timeout=patience
+            )
+        except OSError as error:  # the handshake has failed, or has taken too long
+            log.debug("a connection was not taken: %s", error)
+        finally:
+            self._told.pop(peer, None)
+
+    def peer_of(self, transport: asyncio.BaseTransport) -> bytes:
+        """Return the address of a connection's client."""
+        peer = transport.get_extra_info("peername")
+        if not peer:
+            return b"unknown"
+        return self._told.get(peer) or str(peer[0]).encode()
+
+    def joined(self, connection: "Connection | Http2Connection") -> bool:
+        """Count a connection that begins; False: it is one too many."""
+        self.connections.add(connection)
+        peer = connection.peer
+        count = self._by_address[peer] = self._by_address.get(peer, 0) + 1
+        limits = self.limits
+        if limits.connections and len(self.connections) > limits.connections:
+            welcome = False
+        else:
+            most = limits.address_connections
+            welcome = not most or count <= most or believed(peer)
+        self.crowded += not welcome
+        return welcome
+
+    def left(self, connection: "Connection | Http2Connection") -> None:
+        """Count a connection that has ended."""
+        self.connections.discard(connection)
+        peer = connection.peer
+        count = self._by_address[peer] = self._by_address[peer] - 1
+        if not count:
+            del self._by_address[peer]
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._ticker = loop.call_later(_TICK_SECONDS, self._tick, loop)

@@ -48,7 +48,7 @@ def test_hop_by_hop_headers_and_names_of_ours_are_not_passed_on(rig):
     client.send(
         b"GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, X-Secret\r\nX-Secret: 1\r\nKeep-Alive: 5\r\n"
         b"TE: trailers\r\nProxy-Authorization: x\r\nProxy-Connection: x\r\nX-Unkey-Principal: {}\r\n"
-        b"x-unkey-anything: 1\r\nX-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Host: evil\r\nX-Forwarded-Proto: https\r\n"
+        b"x-unkey-anything: 1\r\nX-Forwarded-For: 1.2.3.4\r\nX-Forwarded-Host: front.test\r\nX-Forwarded-Proto: https\r\n"
         b"Forwarded: for=1.2.3.4\r\nX-Real-IP: 1.2.3.4\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\nX-Kept: 1\r\n\r\n"
     )
     _, headers, _ = client.answer()
@@ -56,9 +56,10 @@ def test_hop_by_hop_headers_and_names_of_ours_are_not_passed_on(rig):
     assert origin.seen[0].headers == [
         ("host", "a"),
         ("x-kept", "1"),
+        ("forwarded", "for=1.2.3.4;host=front.test;proto=https, for=127.0.0.1"),
         ("x-forwarded-for", "1.2.3.4, 127.0.0.1"),
-        ("x-forwarded-proto", "http"),
-        ("x-forwarded-host", "a"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "front.test"),
     ]
 
 
@@ -563,5 +564,14 @@ def test_nobody_else_is_believed(rig, monkeypatch):
     monkeypatch.setitem(env._values, "TRUSTED_PROXIES", (ip_network("10.0.0.0/8"),))
     origin = rig.origin()
     client = rig.client(rig.proxy(origin.address))
-    client.send(b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n").answer()
-    assert origin.seen[0].get("x-forwarded-for") == ["127.0.0.1"]
+    client.send(
+        b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Host: evil\r\n"
+        b"X-Forwarded-Proto: https\r\nForwarded: for=203.0.113.9;host=evil;proto=https\r\n\r\n"
+    ).answer()
+    assert origin.seen[0].headers == [
+        ("host", "a"),
+        ("forwarded", "for=127.0.0.1;host=a;proto=http"),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-host", "a"),
+    ]

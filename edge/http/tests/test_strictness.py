@@ -57,8 +57,12 @@ def test_a_client_that_sends_a_head_byte_by_byte_has_no_more_time_for_it(rig):
         while answer is None:
             with contextlib.suppress(ConnectionError):
                 client.send(more)
-            with contextlib.suppress(TimeoutError):
+            try:
                 answer = client.socket.recv(100)
+            except TimeoutError:
+                continue
+            except ConnectionError:
+                answer = b""
         assert answer.startswith(b"HTTP/1.1 408 ") if client is slow else answer == b""
 
 
