@@ -65,6 +65,7 @@ def start(
     if idempotency_key is not None:
         if not 0 < len(idempotency_key) <= 255:
             raise BadPayload("an idempotency key has 1 to 255 characters")
+        _refuse_space(idempotency_key, "an idempotency key")
         first = _first(row, text)
         if first is not None:
             return first
@@ -90,7 +91,14 @@ def _key(workflow: type[Workflow], input: Mapping[str, Any], run_id: str) -> str
     key = f"{workflow.key_space}:{value}"
     if len(key) > 255:
         raise BadPayload(f"the key of {workflow.service} has more than 255 characters")
+    _refuse_space(key, f"the key of {workflow.service}")
     return key
+
+
+def _refuse_space(text: str, what: str) -> None:
+    """Refuse what MariaDB compares as if it ended sooner: two keys would be one, and one of them never found."""
+    if text.endswith(" "):
+        raise BadPayload(f"{what} must not end in a space")
 
 
 def _first(row: WorkflowRun, text: str) -> WorkflowRun | None:

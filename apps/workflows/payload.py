@@ -59,13 +59,15 @@ def _check(value: object, where: str, depth: int) -> None:
     if depth > MAX_DEPTH:
         raise BadPayload(f"{where} is nested deeper than {MAX_DEPTH}")
     kind = type(value)
-    if value is None or kind is bool or kind is int:
+    if value is None or kind is bool:
+        return
+    if kind is int:
+        if not -(2**63) <= value < 2**64:  # type: ignore[operator]
+            raise BadPayload(f"{where} is a number of more than 64 bits")
         return
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise BadPayload(f"{where} is text with a lone surrogate") from None
+        if not _is_whole(value):
+            raise BadPayload(f"{where} is text with a lone surrogate")
         return
     if kind is float:
         if not math.isfinite(float(value)):  # type: ignore[arg-type]
@@ -75,6 +77,8 @@ def _check(value: object, where: str, depth: int) -> None:
         for name, item in value.items():
             if not isinstance(name, str):
                 raise BadPayload(f"{where} has the name {name!r}, which is not text")
+            if not _is_whole(name):
+                raise BadPayload(f"{where} has the name {name!r}, which is text with a lone surrogate")
             _check(item, f"{where}.{name}", depth + 1)
         return
     if isinstance(value, list | tuple):
@@ -84,3 +88,11 @@ def _check(value: object, where: str, depth: int) -> None:
     if isinstance(value, Secret):
         raise BadPayload(f"{where} is a Secret, which must not be written to the journal")
     raise BadPayload(f"{where} is a {kind.__name__}, not plain JSON")
+
+
+def _is_whole(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

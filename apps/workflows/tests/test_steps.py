@@ -200,6 +200,8 @@ def test_w13_a_result_that_is_not_json_fails_at_once_and_says_where() -> None:
         ({1: 2}, "input of test-three.x has the name 1, which is not text"),
         (["a", b"b"], "input of test-three.x[1] is a bytes, not plain JSON"),
         ("\ud800", "input of test-three.x is text with a lone surrogate"),
+        ({"\ud800": 1}, "input of test-three.x has the name '\\ud800', which is text with a lone surrogate"),
+        pytest.param(10**5000, "input of test-three.x is a number of more than 64 bits", id="huge"),
     ],
 )
 def test_w13_an_input_that_is_not_json_is_refused_and_says_where(value: object, complaint: str) -> None:
@@ -214,6 +216,17 @@ def test_w13_an_input_has_a_size_limit_and_needs_its_key() -> None:
         start(flows.Three, {"k": "a", "x": "y" * MAX_BYTES})
     with pytest.raises(BadPayload, match="needs k, text or a number"):
         start(flows.Three, {"x": "a"})
+
+
+@pytest.mark.parametrize("text", ["a ", " ", "a\t "])
+def test_w01_a_key_that_mariadb_takes_for_another_is_refused(text: str) -> None:
+    with pytest.raises(BadPayload, match="must not end in a space"):
+        start(flows.Three, {"k": text})
+    with pytest.raises(BadPayload, match="must not end in a space"):
+        start(flows.Three, {"k": "a"}, idempotency_key=text)
+    run = ended(start(flows.Three, {"k": " a\t", "name": "r"}, idempotency_key="A"))
+    assert start(flows.Three, {"k": "b"}, idempotency_key="a").id != run.id
+    assert run.state == State.SUCCEEDED
 
 
 def test_w13_secrets_show_nowhere() -> None:
