@@ -7,7 +7,7 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest
 
-from apps.deployments import services
+from apps.deployments import gates, services
 from apps.deployments.models import (
     Deployment,
     DeploymentStep,
@@ -19,7 +19,7 @@ from apps.deployments.models import (
 )
 from unkey.actors import Actor
 from unkey.admin import ReadOnlyAdmin, RowsInline, actor_of
-from unkey.errors import Fault, PreconditionFailed
+from unkey.errors import Fault
 from unkey.tenancy import workspace_scope
 
 
@@ -105,10 +105,7 @@ class DeploymentAdmin(ReadOnlyAdmin):
 
 
 def _cancel(deployment: Deployment, *, actor: Actor) -> None:
-    if deployment.status in Deployment.TERMINAL:
-        raise PreconditionFailed(
-            f"it has ended already, it is {deployment.status}. There is nothing to cancel."
-        )
+    gates.check_cancel(deployment)
     services.cancel(deployment, actor=actor)
 
 

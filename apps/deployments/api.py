@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from apps.deployments import compatibility, lifecycle, logs, openapi, queries, services
+from apps.deployments import actions, compatibility, lifecycle, logs, openapi, queries, services
 from apps.deployments.models import Deployment
 from apps.projects import queries as projects
 from apps.routing import queries as routing
@@ -44,7 +44,7 @@ DEPLOYMENT = obj(
         "trigger": obj({"via": string(choices=("unknown", *Deployment.Trigger.values, "unkey"))}),
         "git": optional(obj({"commitSha": string(), "branch": optional(string())})),
         "docker": optional(obj({"image": string()})),
-        "availableActions": array(string(choices=("promote", "rollback", "stop", "start"))),
+        "availableActions": array(string(choices=actions.PUBLISHED)),
         "regions": array(string()),
         "error": optional(
             obj(
@@ -620,8 +620,11 @@ def _show(rows: Iterable[Deployment]) -> list[dict[str, Any]]:
     deployments = list(rows)
     hosts = routing.hosts_of([row.id for row in deployments])
     counts = queries.instance_counts([row.id for row in deployments])
+    available = actions.available(deployments, actions.PUBLISHED)
     return [
-        _show_one(row, hosts[row.id]) | ({"instances": counts[row.id]} if row.id in counts else {})
+        _show_one(row, hosts[row.id])
+        | {"availableActions": available[row.id]}
+        | ({"instances": counts[row.id]} if row.id in counts else {})
         for row in deployments
     ]
 
@@ -645,7 +648,6 @@ def _show_one(row: Deployment, hosts: list[str]) -> dict[str, Any]:
         "app": row.app.slug,
         "project": row.project.slug,
         "trigger": {"via": row.trigger},
-        "availableActions": compatibility.available_actions(row, row.app),
         "regions": [region["region"] for region in row.regions],
         "domains": hosts,
         "runtime": runtime,

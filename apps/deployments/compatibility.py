@@ -8,7 +8,6 @@ from django.db.models import BooleanField, ExpressionWrapper, Q
 
 from apps.deployments import gates, openapi
 from apps.deployments.models import Deployment, OpenapiSpec
-from apps.projects.models import App
 from unkey import clock, errors
 
 Report = openapi.Report
@@ -124,18 +123,6 @@ def objection(deployment: Deployment, live_id: str | None) -> str:
         f"It would break clients of the live deployment {live_id}: {breaking}; "
         f"`unkey diff {live_id} {deployment.id}` shows all"
     )
-
-
-def available_actions(deployment: Deployment, app: App) -> list[str]:
-    """Return which of promote, rollback, stop and start would be accepted now.
-
-    A promote whose documents are not known yet is: it asks for them.
-    """
-    actions = gates.available_actions(deployment, app)
-    live = app.current_deployment_id
-    if "promote" in actions and not unread(deployment, live) and objection(deployment, live):
-        actions.remove("promote")
-    return actions
 
 
 def standing(deployment: Deployment, live_id: str | None) -> str:

@@ -1,7 +1,7 @@
 """What may be done to a deployment and when; each refusal has a code and a sentence.
 
-Pure: the API asks before it accepts a request, the workflow asks again under the app's lock, and
-`available_actions` asks for the console. The first sentence of a refusal says what is wrong, the next one
+Pure: a service asks under the app's lock before it accepts, the workflow asks again before it acts, and
+`actions` asks for who lists what may be done. The first sentence of a refusal says what is wrong, the next one
 what to do.
 """
 
@@ -15,6 +15,7 @@ from unkey import errors
 Status = Deployment.Status
 State = Deployment.DesiredState
 _LIST = "`unkey ps` lists all"
+_GOING = "Deploy to another one, or create it anew once it is gone."
 
 
 def is_production(deployment: Deployment) -> bool:
@@ -78,12 +79,31 @@ def check_start(deployment: Deployment, app: App) -> None:
         )
 
 
+def check_cancel(deployment: Deployment) -> None:
+    """Raise unless there is something of the deployment left to cancel."""
+    if deployment.status in Deployment.TERMINAL:
+        raise errors.PreconditionFailed(
+            f"The deployment has ended already: it is {deployment.status}. There is nothing to cancel."
+        )
+
+
 def check_approve(deployment: Deployment) -> None:
     """Raise unless the deployment waits for somebody to approve it."""
     if deployment.status != Status.AWAITING_APPROVAL:
         raise errors.PreconditionFailed(
             f"The deployment is not awaiting approval: it is {deployment.status.replace('_', ' ')}. "
             "There is nothing to approve."
+        )
+
+
+def check_open(deployment: Deployment, app: App) -> None:
+    """Raise when nothing of the deployment's environment may be started, approved or switched to."""
+    check_workspace(app.workspace)
+    if app.deleting_at is not None:
+        raise errors.PreconditionFailed(f"The app {app.slug} is being deleted. {_GOING}")
+    if deployment.environment.deleting_at is not None:
+        raise errors.PreconditionFailed(
+            f"The environment {deployment.environment.slug} is being deleted. {_GOING}"
         )
 
 
@@ -102,17 +122,6 @@ CHECKS: dict[str, Callable[[Deployment, App], None]] = {
     "stop": check_stop,
     "start": check_start,
 }
-_NOT_SUSPENDED = frozenset({"promote", "rollback", "start"})  # `check_workspace` comes with these
-
-
-def available_actions(deployment: Deployment, app: App) -> list[str]:
-    """Return which of promote, rollback, stop and start would be accepted now."""
-    suspended = app.workspace.suspended_at is not None
-    return [
-        action
-        for action, check in CHECKS.items()
-        if not (suspended and action in _NOT_SUSPENDED) and _passes(check, deployment, app)
-    ]
 
 
 def _check_target(deployment: Deployment, app: App) -> None:
@@ -132,11 +141,3 @@ def _check_target(deployment: Deployment, app: App) -> None:
         raise errors.DeploymentNoCurrent(
             "The app has no current deployment. Deploy to production: the first one that gets ready is it."
         )
-
-
-def _passes(check: Callable[[Deployment, App], None], deployment: Deployment, app: App) -> bool:
-    try:
-        check(deployment, app)
-    except errors.Fault:
-        return False
-    return True

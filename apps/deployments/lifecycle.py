@@ -9,7 +9,7 @@ from typing import Any
 
 from apps.cluster import versions
 from apps.deployments.models import Deployment, DeploymentStep, Instance, ScheduledChange, Topology
-from apps.projects.models import App
+from apps.projects.models import App, Environment
 from apps.routing import services as routing
 from apps.routing.models import Sentinel
 from apps.workflows.engine import WorkflowRun, cancel, notify
@@ -68,6 +68,26 @@ def hold_streams(deployments: Iterable[str]) -> None:
     topologies = Topology.objects.select_for_update().filter(deployment_id__in=ids)
     streams = {row.stream for row in sentinels.order_by("deployment_id")}
     versions.hold(streams | {row.stream for row in topologies.select_related("region").order_by("id")})
+
+
+def frozen_settings(environment: Environment) -> dict[str, Any]:
+    """Return an environment's runtime and build settings as a deployment keeps them for good."""
+    return {
+        "port": environment.port,
+        "cpuMillicores": environment.cpu_millicores,
+        "memoryMib": environment.memory_mib,
+        "storageMib": environment.storage_mib,
+        "command": environment.command,
+        "healthcheck": environment.healthcheck,
+        "shutdownSignal": environment.shutdown_signal,
+        "upstreamProtocol": environment.upstream_protocol,
+        "openapiSpecPath": environment.openapi_spec_path,
+        "thresholdCpu": environment.threshold_cpu,
+        "thresholdMemory": environment.threshold_memory,
+        "dockerfile": environment.dockerfile,
+        "rootDirectory": environment.root_directory,
+        "buildCommand": environment.build_command,
+    }
 
 
 def runtime_violations(settings: dict[str, Any]) -> list[str]:

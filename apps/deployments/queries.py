@@ -1,16 +1,16 @@
 """Reads of deployments: rows of a workspace, how far their regions are, what may be done to them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Count, Q, Sum
+from django.db.models import Count, Max, Q, Sum
 
 from apps.builds import slots
 from apps.cluster.models import Agent
 from apps.cluster.queries import LIVE_WITHIN, last_heard, live_agents
 from apps.deployments.models import Deployment, DeploymentStep, Instance, Topology
-from apps.projects.models import App
 from apps.workflows.engine import WorkflowRun
 from apps.workflows.models import ACTIVE
 from unkey import clock, errors
@@ -203,23 +203,35 @@ def steps(of: Deployment) -> list[DeploymentStep]:
     return rows
 
 
-def newer_on_branch(than: Deployment) -> Deployment | None:
-    """Return the newest deployment of a deployment's branch that is later than it and active; or None."""
-    if not than.git_branch:
-        return None
-    rows = Deployment.objects.unscoped("same environment").filter(
-        environment_id=than.environment_id, git_branch=than.git_branch, created_at__gt=than.created_at
+def newest_on_branches(branches: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Deployment]:
+    """Return the newest deployment of each branch that has not ended badly.
+
+    Args:
+        branches: ids of environments, each with a branch's name.
+    """
+    wanted = {pair for pair in branches if pair[1]}
+    rows = Deployment.objects.unscoped("same environments").exclude(status__in=ENDED_BADLY)
+    rows = rows.filter(
+        environment_id__in={environment for environment, _ in wanted},
+        git_branch__in={branch for _, branch in wanted},
     )
-    found: Deployment | None = rows.exclude(status__in=ENDED_BADLY).order_by("-created_at").first()
-    return found
+    latest = rows.order_by().values("environment_id", "git_branch").annotate(made=Max("created_at"))
+    moments = {(row["environment_id"], row["git_branch"]): row["made"] for row in latest}
+    found = rows.filter(created_at__in=set(moments.values())).order_by("pk") if moments else ()
+    by_branch = {(row.environment_id, row.git_branch): row for row in found}
+    return {pair: by_branch[pair] for pair, made in moments.items() if by_branch[pair].created_at == made}
 
 
-def pending_switch(app: App) -> WorkflowRun | None:
-    """Return the rollback or promote of an app that was accepted and has not moved the routes yet."""
+def pending_switches(project_ids: Iterable[str]) -> dict[str, WorkflowRun]:
+    """Return the rollback or promote that was accepted and has not moved the routes yet, by the app's id."""
     runs = WorkflowRun.objects.filter(
-        service__in=SWITCHED_BY, state__in=ACTIVE, undo__isnull=True, input__app_id=app.id
-    ).order_by("arrival")
-    return next((run for run in runs if not has_switched(run)), None)
+        service__in=SWITCHED_BY,
+        key__in=[f"project:{each}" for each in set(project_ids)],
+        state__in=ACTIVE,
+        undo__isnull=True,
+    )
+    pending = [run for run in runs.order_by("-arrival") if not has_switched(run)]
+    return {run.input["app_id"]: run for run in pending}
 
 
 def has_switched(run: WorkflowRun) -> bool:

@@ -1,21 +1,19 @@
 """What people and agents ask of deployments: create, approve, cancel, roll back, promote, stop, start, report."""
 
 from collections.abc import Iterable
-from typing import Any, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 from django.db import transaction
 
 from apps.audit import services as audit
-from apps.builds.models import Snapshot
 from apps.cluster import versions
 from apps.cluster.models import Region
-from apps.deployments import compatibility, gates, lifecycle, queries, workflows
+from apps.deployments import actions, gates, lifecycle, queries, workflows
 from apps.deployments.models import Deployment, Instance, ScheduledChange, Topology
-from apps.projects.models import App, Environment, EnvironmentRegion, EnvironmentVariable
+from apps.projects.models import Environment, EnvironmentVariable
 from apps.workflows.engine import notify, start
-from unkey import clock, errors, ids, snapshots
+from unkey import clock, errors, ids
 from unkey.actors import Actor
-from unkey.env import env
 from unkey.errors import Violation
 
 Status = Deployment.Status
@@ -88,26 +86,15 @@ def create_deployment(
     if redeploy_of is not None:
         if redeploy_of.app_id != environment.app_id:
             raise queries.not_found()
-        if not redeploy_of.image:
-            raise errors.PreconditionFailed(
-                f"Deployment {redeploy_of.id} never produced an image, so it cannot be deployed again. Deploy "
-                "its source once more."
-            )
-        image = redeploy_of.image
+        image = actions.image_of(redeploy_of)
     if not image:
         raise ValueError("create_deployment needs a source")
-    _check_image(image)
     with transaction.atomic():
         # Held, so that settings, variables and policies are of one moment; the app's row first, as
         # everywhere, since a new route or deployment refers to both.
         app = lifecycle.lock_app(environment.app_id)
         environment = Environment.objects.select_for_update().get(pk=environment.pk)
-        if app.deleting_at or app.project.deleting_at:
-            raise errors.AppNotFound("The requested app does not exist.")
-        if environment.deleting_at:
-            raise errors.EnvironmentNotFound("The requested environment does not exist.")
-        gates.check_workspace(app.workspace)
-        regions = _deployable(environment)
+        regions = actions.check_deploy(environment, app, image)
         written = _written(commit, redeploy_of)
         variables = EnvironmentVariable.objects.filter(environment=environment).order_by("key")
         deployment = Deployment.objects.create(
@@ -120,7 +107,7 @@ def create_deployment(
             git_commit_sha=written.get("commitSha", ""),
             git_branch=written.get("branch", ""),
             git_repository=written.get("repository", ""),
-            settings=frozen_settings(environment),
+            settings=lifecycle.frozen_settings(environment),
             regions=[
                 {"region": row.region.name, "min": row.replicas_min, "max": row.replicas_max}
                 for row in regions
@@ -159,12 +146,8 @@ def redeploy(
         PreconditionFailed: it never had an image, or a newer one of its branch would be overtaken.
         Fault: as of `create_deployment`.
     """
-    newer = queries.newer_on_branch(earlier)
-    if newer is not None and not force:
-        raise errors.PreconditionFailed(
-            f"Branch {earlier.git_branch} has a newer deployment, {newer.id}, which is {newer.status}. "
-            "Redeploy that one, or force this one."
-        )
+    if not force:
+        actions.check_overtaken(earlier)
     return create_deployment(earlier.environment, redeploy_of=earlier, trigger=trigger, actor=actor)
 
 
@@ -172,13 +155,12 @@ def approve(deployment: Deployment, *, actor: Actor) -> Deployment:
     """Let a deployment that awaits approval begin.
 
     Raises:
-        PreconditionFailed: it does not await approval, or the workspace is suspended.
+        PreconditionFailed: it does not await approval, the workspace is suspended, or the app is being deleted.
     """
     with transaction.atomic():
         app = lifecycle.lock_app(deployment.app_id)
         deployment = lifecycle.lock(deployment.id)
-        gates.check_approve(deployment)
-        gates.check_workspace(app.workspace)
+        actions.check("approve", deployment, app)
         lifecycle.set_status(deployment, Status.PENDING)
         audit.record(
             "deployment.approve", actor=actor, workspace_id=deployment.workspace_id, targets=[deployment]
@@ -228,32 +210,13 @@ def cancel_scheduled_change(deployment: Deployment, *, actor: Actor) -> Deployme
     return deployment
 
 
-def frozen_settings(environment: Environment) -> dict[str, Any]:
-    """Return an environment's runtime and build settings as a deployment keeps them for good."""
-    return {
-        "port": environment.port,
-        "cpuMillicores": environment.cpu_millicores,
-        "memoryMib": environment.memory_mib,
-        "storageMib": environment.storage_mib,
-        "command": environment.command,
-        "healthcheck": environment.healthcheck,
-        "shutdownSignal": environment.shutdown_signal,
-        "upstreamProtocol": environment.upstream_protocol,
-        "openapiSpecPath": environment.openapi_spec_path,
-        "thresholdCpu": environment.threshold_cpu,
-        "thresholdMemory": environment.threshold_memory,
-        "dockerfile": environment.dockerfile,
-        "rootDirectory": environment.root_directory,
-        "buildCommand": environment.build_command,
-    }
-
-
 def rollback(target: Deployment, *, actor: Actor) -> None:
     """Ask for an app to be rolled back to an earlier deployment; it happens within a moment.
 
     Raises:
         Fault: a gate refuses, with one of the 412 codes of `gates.check_rollback`.
-        PreconditionFailed: somebody else's switch comes first, or the workspace is suspended.
+        PreconditionFailed: somebody else's switch comes first, the workspace is suspended, or the app is
+            being deleted.
     """
     _switch(target, workflows.Rollback, "rollback", actor)
 
@@ -264,14 +227,11 @@ def promote(target: Deployment, *, actor: Actor) -> None:
     Raises:
         Fault: a gate refuses, with one of the 412 codes of `gates.check_promote`.
         DeploymentBreaksClients: the environment refuses breaking changes, and these are known to break.
-        PreconditionFailed: somebody else's switch comes first, or the workspace is suspended.
+        PreconditionFailed: somebody else's switch comes first, the workspace is suspended, or the app is
+            being deleted.
     """
     gates.check_promote(target, target.app)
-    live = target.app.current_deployment_id
-    # What is not known yet is asked for once more before the switch.
-    objection = "" if compatibility.unread(target, live) else compatibility.objection(target, live)
-    if objection:
-        raise errors.DeploymentBreaksClients(objection)
+    actions.check_promise(target, target.app)
     _switch(target, workflows.Promote, "promote", actor)
 
 
@@ -284,7 +244,7 @@ def stop(deployment: Deployment, *, actor: Actor) -> Deployment:
     with transaction.atomic():
         app = lifecycle.lock_app(deployment.app_id)
         deployment = lifecycle.lock(deployment.id)
-        gates.check_stop(deployment, app)
+        actions.check("stop", deployment, app)
         lifecycle.cancel_scheduled(deployment)
         lifecycle.set_desired_state(deployment, State.STOPPED)
         audit.record(
@@ -298,13 +258,12 @@ def start_again(deployment: Deployment, *, actor: Actor) -> Deployment:
 
     Raises:
         DeploymentNotStopped, DeploymentIsProduction: a gate refuses.
-        PreconditionFailed: the workspace is suspended.
+        PreconditionFailed: the workspace is suspended, or the app is being deleted.
     """
     with transaction.atomic():
         app = lifecycle.lock_app(deployment.app_id)
         deployment = lifecycle.lock(deployment.id)
-        gates.check_start(deployment, app)
-        gates.check_workspace(app.workspace)
+        actions.check("start", deployment, app)
         lifecycle.cancel_scheduled(deployment)
         asleep = deployment.asleep_since is not None
         lifecycle.wake(deployment)
@@ -426,9 +385,7 @@ def _switch(
     with transaction.atomic():
         app = lifecycle.lock_app(target.app_id)
         target = lifecycle.lock(target.id)
-        gates.CHECKS[verb](target, app)
-        gates.check_workspace(app.workspace)
-        _check_no_other_switch(app)
+        actions.check(verb, target, app)
         # A pending stop must not overtake the switch that has just been accepted.
         lifecycle.cancel_scheduled(target)
         start(
@@ -443,16 +400,6 @@ def _switch(
             # A key for the cause, not the object: the same target may be asked for again and again.
             idempotency_key=ids.new(verb),
             workspace_id=target.workspace_id,
-        )
-
-
-def _check_no_other_switch(app: App) -> None:
-    """Refuse while another rollback or promote of the app has been accepted but has not happened."""
-    other = queries.pending_switch(app)
-    if other is not None:
-        raise errors.PreconditionFailed(
-            f"A {other.service} to {other.input['deployment_id']} was asked for before and has not happened "
-            "yet. Look at what it does, and decide again."
         )
 
 
@@ -484,35 +431,3 @@ def _refuse_git(git: GitSource) -> None:
     raise errors.PreconditionFailed(
         "The app has no connected repository. Connect one, or deploy an image or a source snapshot."
     )
-
-
-def _check_image(image: str) -> None:
-    if image.startswith("snapshot@"):
-        if not Snapshot.objects.filter(digest=snapshots.parse_reference(image)).exists():
-            raise errors.SnapshotNotFound(
-                f"There is no snapshot {image}. Upload it with snapshots.createSnapshot first."
-            )
-    elif env.AGENT_RUNTIME == "process":
-        message = (
-            "This installation runs programs as local processes, so it deploys source snapshots, not "
-            "container images. Upload the source with snapshots.createSnapshot or `unkey deploy`."
-        )
-        raise errors.InvalidInput(message, violations=(Violation(message, "body.image.dockerImage"),))
-
-
-def _deployable(environment: Environment) -> list[EnvironmentRegion]:
-    """Return the regions to deploy to, in the order of their names; raise when there is a reason not to."""
-    reasons: list[str] = lifecycle.runtime_violations(frozen_settings(environment))
-    regions = list(
-        EnvironmentRegion.objects.filter(environment=environment, region__can_schedule=True)
-        .select_related("region")
-        .order_by("region__name")
-    )
-    if not regions:
-        reasons.append("No regions configured. Please configure at least one region before deploying.")
-    if reasons:
-        raise errors.InvalidEnvironmentSettings(
-            f'environment "{environment.slug}" is not deployable: {"; ".join(reasons)}',
-            violations=tuple(Violation(reason, "body.environment") for reason in reasons),
-        )
-    return regions

@@ -125,7 +125,7 @@ async def _exchange(url: str) -> bytes | None:
         # No redirects: a program must not make the control plane fetch something elsewhere.
         # Instances speak plain HTTP, so no certificates are loaded for them.
         async with httpx.AsyncClient(
-            timeout=httpx.Timeout(SILENCE_SECONDS, connect=0.5),
+            timeout=SILENCE_SECONDS,
             follow_redirects=False,
             trust_env=False,
             verify=False,  # noqa: S501

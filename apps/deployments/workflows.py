@@ -686,6 +686,7 @@ def _target(run: Run) -> tuple[App, Deployment]:
                 "Another deployment became the current one meanwhile. Look at it and decide again."
             )
         gates.CHECKS[run.service](target, app)
+        gates.check_open(target, app)
         if woken and target.desired_state != State.RUNNING:
             raise errors.PreconditionFailed(STOPPED_AGAIN)
     except errors.Fault as fault:

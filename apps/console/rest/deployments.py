@@ -23,7 +23,7 @@ from apps.console.rest.describing import (
 )
 from apps.console.rest.pages import page_of
 from apps.console.rest.projects import without_hashes
-from apps.deployments import compatibility, logs, openapi, services
+from apps.deployments import actions, compatibility, logs, openapi, services
 from apps.deployments import queries as known
 from apps.deployments.models import Deployment, Instance
 from apps.projects import queries as projects
@@ -112,15 +112,7 @@ class DeploymentSerializer(serializers.Serializer[Any]):
         return [f"http://{host}{port}" for host in self.context["hosts"][row.id]]
 
     def get_availableActions(self, row: Deployment) -> list[str]:
-        """Return what would be accepted now: also cancel, approve and redeploy."""
-        ended = row.status in Deployment.TERMINAL
-        waits = row.status == Deployment.Status.AWAITING_APPROVAL
-        return [
-            *compatibility.available_actions(row, row.app),
-            *(["cancel"] if not ended else []),
-            *(["approve"] if waits else []),
-            *(["redeploy"] if row.image else []),
-        ]
+        return list(self.context["actions"][row.id])
 
     @extend_schema_field(FailureSerializer(allow_null=True))
     def get_error(self, row: Deployment) -> Any:
@@ -614,8 +606,7 @@ class Snapshots(WorkspaceView):
 def shown(rows: Iterable[Deployment]) -> list[dict[str, Any]]:
     """Return deployments as a list shows them."""
     deployments = list(rows)
-    hosts = routing.hosts_of([row.id for row in deployments])
-    return list(DeploymentSerializer(deployments, many=True, context={"hosts": hosts}).data)
+    return list(DeploymentSerializer(deployments, many=True, context=_context(deployments)).data)
 
 
 def detail(identifier: str) -> dict[str, Any]:
@@ -627,5 +618,11 @@ def detail(identifier: str) -> dict[str, Any]:
     row = queries.of_ids([identifier]).first()
     if row is None:
         raise known.not_found()
-    hosts = routing.hosts_of([row.id])
-    return dict(DeploymentDetailSerializer(row, context={"hosts": hosts}).data)
+    return dict(DeploymentDetailSerializer(row, context=_context([row])).data)
+
+
+def _context(rows: list[Deployment]) -> dict[str, Any]:
+    return {
+        "hosts": routing.hosts_of([row.id for row in rows]),
+        "actions": actions.available(rows, actions.ALL),
+    }

@@ -62,7 +62,7 @@ def test_each_refusal_is_told_beside_what_was_accepted(platform: Platform, admin
 
 def test_what_has_ended_is_not_said_to_be_cancelled(platform: Platform, admin_client: Client) -> None:
     failed = bring(platform, "failed", "production")
-    told = f"{failed}: it has ended already, it is failed. There is nothing to cancel."
+    told = f"{failed}: The deployment has ended already: it is failed. There is nothing to cancel."
     assert act(admin_client, "cancel", failed) == [told]
     url = reverse("admin:deployments_deployment_changelist")
     body = {"action": "cancel", ACTION_CHECKBOX_NAME: [failed]}
