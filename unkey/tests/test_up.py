@@ -19,7 +19,8 @@ import pytest
 from unkey.env import ROOT, SETTINGS
 from unkey.tests.test_supervisor import alive, until
 
-pytestmark = pytest.mark.timeout(300)
+# A group begins first: what takes longest would otherwise come last, and leave the other workers idle.
+pytestmark = [pytest.mark.xdist_group("up"), pytest.mark.timeout(300)]
 
 ENVIRON = {name: value for name, value in os.environ.items() if name not in {s.name for s in SETTINGS}}
 
