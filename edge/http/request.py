@@ -266,10 +266,10 @@ class Request:
         """Answer by an error page or JSON, as `Accept` asks for."""
         kind = fault.kind
         accept = self.header(b"accept") or b""
-        content_type, body = refusal.render(kind, fault.detail, self.id, accept, fault.violations)
+        described, body = refusal.render(kind, fault.detail, self.id, accept, fault.violations)
         extra = b"".join(f"{name}: {value}\r\n".encode() for name, value in fault.headers.items())
-        lines = b"content-type: %b\r\nx-unkey-request-id: %b\r\n" % (content_type, self.id.encode())
-        self.respond(kind.status, lines + extra + headers, body)
+        lines = b"x-unkey-request-id: %b\r\n" % self.id.encode()
+        self.respond(kind.status, described + lines + extra + headers, body)
 
     def take_body(self) -> bytes:
         """Return what has arrived of the body and was not taken yet."""
