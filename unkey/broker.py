@@ -44,6 +44,8 @@ def celery_settings(url: str) -> dict[str, Any]:
         if parts.scheme in {"redis", "rediss"}:
             # Redis redelivers what nobody acknowledged after this many seconds; steps are far shorter.
             options["visibility_timeout"] = 3600
+            # One that takes connections and does not answer is as good as none; a pop that blocks ends in 1 s.
+            options |= {"socket_connect_timeout": 2, "socket_timeout": 10, "socket_keepalive": True}
         return {"broker_url": url, "broker_transport_options": options}
     folder = unquote(f"{parts.netloc}{parts.path}")
     if not folder.strip("/"):

@@ -6,6 +6,7 @@ a broker that redelivers (RabbitMQ at once, Redis after its time-out) and with o
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -218,3 +219,13 @@ def test_w01_a_celery_worker_whose_broker_is_away_still_runs_what_is_due(
 @pytest.mark.parametrize("away", ["redis://127.0.0.1:1/0", "amqp://guest@127.0.0.1:1//"])
 def test_w01_a_wake_up_to_a_broker_that_is_away_fails_nobody(away: str) -> None:
     assert "went on" in in_process(away, "wakeups.send('a:b', 'workflows'); print('went on')")
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_w01_a_wake_up_to_a_broker_that_never_answers_holds_nobody_up(scheme: str) -> None:
+    """Its process goes on and even ends, although nothing ever comes back from the broker."""
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as silent:
+        url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
+        assert "went on" in in_process(
+            url, "for n in range(2000): wakeups.send(f'a:{n}', 'workflows')\nprint('went on')"
+        )
