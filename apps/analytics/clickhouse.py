@@ -20,7 +20,7 @@ from apps.analytics.schema import (
     rollup_select,
 )
 from edge.telemetry.clickhouse import Refused, Server, Unreachable
-from edge.telemetry.tables import TABLES, VERIFICATIONS
+from edge.telemetry.tables import GATEWAY_REQUESTS, TABLES, VERIFICATIONS
 from unkey import errors
 
 # Segments are sent again when an answer is lost; so many of a table are remembered.
@@ -39,6 +39,12 @@ def statements() -> Iterator[tuple[str, str]]:
             f"CREATE TABLE IF NOT EXISTS {table.name} ({columns}) ENGINE = MergeTree ORDER BY ({order}) "
             f"TTL toDateTime(intDiv(time, 1000)) + INTERVAL {table.days} DAY SETTINGS {_ONCE}",
         )
+    details = ("policies", "request_headers", "request_body", "response_headers", "response_body")
+    yield (
+        "gateway_requests_with_details",
+        f"ALTER TABLE {GATEWAY_REQUESTS.name} "
+        + ", ".join(f"ADD COLUMN IF NOT EXISTS {name} {GATEWAY_REQUESTS.columns[name]}" for name in details),
+    )
     logs = ", ".join(f"{name} {kind}" for name, kind in RUNTIME_LOG_COLUMNS.items())
     yield (
         RUNTIME_LOGS,

@@ -301,7 +301,9 @@ class Embedded:
         for (day, _), found in tiers.items():
             for start in range(0, len(found) - _MERGED + 1, _MERGED):
                 chosen = found[start : start + _MERGED]
-                name, _, size = self._write(table, day, list(self._lines(each for each, _, _ in chosen)))
+                name, _, size = self._write(
+                    table, day, list(self._lines(table, (each for each, _, _ in chosen)))
+                )
                 # In its place before it is asked for: until then the old ones are.
                 self._publish(name)
                 with database:
@@ -314,11 +316,14 @@ class Embedded:
                         [(clock.now_ms(), each) for each, _, _ in chosen],
                     )
 
-    def _lines(self, names: Iterable[str]) -> Iterator[bytes]:
+    def _lines(self, table: Table, names: Iterable[str]) -> Iterator[bytes]:
         for name in names:
-            with (self.folder / "segments" / name).open("rb") as file:
-                next(file)
-                yield from file
+            path = self.folder / "segments" / name
+            with path.open("rb") as file:
+                if next(file) == _header(table):
+                    yield from file
+                else:
+                    yield from (line for _, line in _rows(path, table))
 
     def _forget(self, database: sqlite3.Connection) -> None:
         """Once an hour remove what is too old, and files that nothing speaks of."""
@@ -439,13 +444,19 @@ def _header(table: Table) -> bytes:
 def _rows(path: Path, table: Table) -> Iterator[tuple[list[Any], bytes]]:
     """Yield the events of a segment, and the lines that they were read from."""
     with path.open("rb") as file:
-        if next(file, b"") != _header(table):
+        names, columns = _decode(next(file, b"[]")), list(table.columns)
+        width = len(names)
+        if not names or names != columns[:width]:
             raise ValueError("its columns are not the table's")
-        width = len(table.columns)
+        # Columns are added at the end: a segment of an earlier version lacks the last ones.
+        added = [[] if table.columns[name].startswith("Array") else "" for name in columns[width:]]
         for line in file:
             row = _decode(line)
             if len(row) != width:
                 raise ValueError("a row is not the table's")
+            if added:
+                row += added
+                line = msgspec.json.encode(row) + b"\n"
             yield row, line
 
 

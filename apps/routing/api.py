@@ -7,6 +7,8 @@ from apps.projects.models import Environment
 from apps.routing import barriers, policies
 from edge.sentinel.jwtauth import KEY_TYPES, MOST_SKEW_MS
 from edge.sentinel.openapi import MOST_BODY_BYTES
+from edge.sentinel.recording import FLAGS
+from edge.sentinel.recording import MOST_BODY_BYTES as MOST_RECORDED_BYTES
 from unkey import errors
 from unkey.rpc.authorization import T
 from unkey.rpc.call import Call
@@ -136,8 +138,11 @@ RATELIMIT = obj(
 )
 LOGGING = obj(
     {
-        name: optional(boolean(), default=False)
-        for name in ("requestHeaders", "responseHeaders", "requestBody", "responseBody", "query")
+        **{name: optional(boolean(), default=False) for name in FLAGS},
+        "sampleRate": optional({"type": "number", "minimum": 0, "maximum": 1}),
+        "maxBodyBytes": optional(integer(1, MOST_RECORDED_BYTES)),
+        "redactHeaders": optional(array(string(1, 256), most=50)),
+        "redactFields": optional(array(string(1, 256), most=50)),
     }
 )
 _MATCHES = array(MATCH, most=10)

@@ -128,7 +128,7 @@ def _faults(policy: Policy, here: str, *, needs_rule: bool) -> list[Violation]:
                 "Split it into several policies." if rules else "Add the rule that it should enforce.",
             )
         )
-    for kind in ("jwtauth", "basicauth", "ipRules"):
+    for kind in ("jwtauth", "basicauth", "ipRules", "logging"):
         if policy.get(kind) is not None and (reason := why_unsupported(kind, policy[kind])):
             found.append(Violation(reason, f"{here}.{kind}"))
     matches = policy.get("match")

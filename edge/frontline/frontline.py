@@ -15,11 +15,12 @@ from edge.frontline.lookup import Lookup
 from edge.frontline.regions import Regions
 from edge.frontline.waking import Ask, Doze, Waker
 from edge.http.h2c import H2cConnection
-from edge.http.proxy import forward
+from edge.http.proxy import Exchange, forward
+from edge.http.recorded import recorded
 from edge.http.request import Request
 from edge.http.upstream import Pool, UpstreamConnection
 from edge.sentinel.barrier import Barrier
-from edge.sentinel.decision import Allow, Decision, Read, Refuse
+from edge.sentinel.decision import Allow, Decision, Read, Refuse, State
 from edge.sentinel.engine import Engine, compile_policies
 from edge.sentinel.jwtauth import OpenKeys
 from edge.sentinel.keyauth import Note, Verify
@@ -207,6 +208,7 @@ class Frontline:
             request_lines=lines + decision.request_lines,
             response_lines=lines + response_lines + decision.response_lines,
             refuse=self._refuse,
+            record=_record(decision.found),
             kind=gate.kind,
         )
 
@@ -310,3 +312,20 @@ class Frontline:
                     self._engines.pop(record.deployment_id, None)
                 self._apps.pop(record.deployment_id, None)
                 self.waker.changed(record.deployment_id)
+
+
+def _record(found: State | None) -> Callable[[type[Exchange]], Callable[..., Exchange]] | None:
+    """Return what makes an exchange of a kind that tells what passes; None: nobody asked for it."""
+    if found is None or found.recorder is None or not found.recorder.watches:
+        return None
+    tap = found.recorder
+
+    def make(kind: type[Exchange]) -> Callable[..., Exchange]:
+        def build(*arguments: Any) -> Exchange:
+            exchange = recorded(kind)(*arguments)
+            exchange.tap = tap  # type: ignore[attr-defined]
+            return exchange
+
+        return build
+
+    return make

@@ -1,9 +1,13 @@
 """Requests to deployed apps as events: noted when they are over, with what their route says."""
 
 import time
+from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from edge.http.request import Request
+from edge.sentinel.decision import State
+from edge.sentinel.recording import redact_pairs
 from edge.store.records import Route
 from edge.telemetry.events import Telemetry
 from unkey import clock
@@ -38,6 +42,15 @@ class Requests:
         route = self._store.route(request.host)
         if route is None:
             return
+        found: State | None = request.found
+        query = _text(request.query)
+        policies: Sequence[str] = ()
+        details = None
+        if found is not None:
+            policies = found.trace
+            query = redact_pairs(query, found.hidden)
+            if found.recorder is not None:
+                details = partial(found.recorder.columns, request.fields)
         took = round((time.monotonic() - request.started) * 1000)
         self._telemetry.record_gateway_request(
             request.id,
@@ -49,13 +62,15 @@ class Requests:
             method=_text(request.method),
             host=request.host,
             path=_text(request.path),
-            query=_text(request.query),
+            query=query,
             status=request.status,
             user_agent=_text(
                 next((value for lower, _, value in request.fields if lower == b"user-agent"), b"")
             ),
             ip_address=_text(request.peer),
             latency=took,
+            policies=policies,
+            details=details,
         )
 
 

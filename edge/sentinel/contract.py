@@ -279,7 +279,7 @@ class Plan:
 
     def __init__(self, contract: Contract) -> None:
         self.definitions = contract.definitions
-        self.secret = frozenset(contract.secret)
+        self.secret = frozenset(each.lower() for each in contract.secret)
         self._prefixes = tuple(each.encode() for each in contract.prefixes if each)
         self._root = _Node()
         for operation in contract.operations:

@@ -122,18 +122,24 @@ class State:
         rate: the most restrictive rate limit.
         trace: a text for each policy, in order: its id, its kind, and what came of it.
         times: when each of them was through, nanoseconds, the start first; None: nobody asked.
-        recorded: what logging policies want recorded, see `edge.sentinel.recording`.
+        recorder: records what logging policies ask for, see `edge.sentinel.recording`.
+        secret: names of fields that the app's document marks as not to be logged, in lower case.
+        hidden: names of query parameters that hold credentials, in lower case.
     """
 
-    __slots__ = ("principal", "rate", "recorded", "request_lines", "times", "trace")
+    __slots__ = (
+        "hidden", "principal", "rate", "recorder", "request_lines", "secret", "times", "trace",
+    )  # fmt: skip
 
-    def __init__(self, timed: bool = False) -> None:
+    def __init__(self, timed: bool = False, hidden: frozenset[str] = frozenset()) -> None:
         self.principal: dict[str, Any] | None = None
         self.request_lines = b""
         self.rate: Rate | None = None
         self.trace: list[str] = []
         self.times: list[int] | None = [perf_counter_ns()] if timed else None
-        self.recorded: Any = None
+        self.recorder: Any = None
+        self.secret: frozenset[str] = frozenset()
+        self.hidden = hidden
 
     def rated(self, rate: Rate) -> None:
         """Remember a rate limit's outcome if it is the most restrictive one."""

@@ -25,9 +25,10 @@ from edge.sentinel.decision import (
 from edge.sentinel.iprules import IpRules
 from edge.sentinel.jwtauth import JwtAuth, OpenKeys, StaticKeys
 from edge.sentinel.keyauth import Keyauth, Note, Verify
-from edge.sentinel.match import Condition, compile_match
+from edge.sentinel.match import Condition, compile_match, field
 from edge.sentinel.openapi import Document, OpenApi
 from edge.sentinel.ratelimit import Ratelimit
+from edge.sentinel.recording import Logging
 from edge.verify.limiter import Limiter
 from unkey import clock
 from unkey.errors import Fault, FirewallDenied, InvalidConfiguration
@@ -71,11 +72,18 @@ class Engine:
     Args:
         policies: in order.
         broken: why the configuration cannot be evaluated; empty if it can.
+        hidden: names of headers and of query parameters that hold credentials, in lower case.
     """
 
-    def __init__(self, policies: tuple[_Policy, ...], broken: str = "") -> None:
+    def __init__(
+        self,
+        policies: tuple[_Policy, ...],
+        broken: str = "",
+        hidden: tuple[frozenset[str], frozenset[str]] = (frozenset(), frozenset()),
+    ) -> None:
         self._policies = policies
         self.broken = broken
+        self._hidden_headers, self._hidden_query = hidden
 
     def decide(self, call: Call, *, timed: bool = False) -> Decision | Awaitable[Decision]:
         """Ask the policies that match, in order; the first refusal ends.
@@ -88,7 +96,7 @@ class Engine:
             return Refuse(InvalidConfiguration(f"The gateway policies cannot be evaluated: {self.broken}."))
         if not self._policies:
             return ALLOW
-        return self._go_on(call, State(timed), 0)
+        return self._go_on(call, State(timed, self._hidden_query), 0)
 
     def _go_on(self, call: Call, state: State, index: int) -> Decision | Awaitable[Decision]:
         """Ask the policies from a place on."""
@@ -104,6 +112,8 @@ class Engine:
                     note(policy.passed)
                 else:
                     return self._settle(outcome, call, state)
+        if state.recorder is not None:
+            state.recorder.hide(self._hidden_headers, state.secret)
         if state.rate is None:
             return Allow(state.request_lines, b"", state)
         return Allow(state.request_lines, state.rate.lines(clock.now_ms()), state)
@@ -119,6 +129,8 @@ class Engine:
         if isinstance(outcome, Fault):
             code = outcome.kind.code.rpartition(":")[2]
             state.note(f"{self._policies[index].label} refused {code}")
+            if state.recorder is not None:
+                state.recorder.hide(self._hidden_headers, state.secret)
             lines = state.rate.lines(clock.now_ms()) if state.rate is not None else b""
             return Refuse(outcome, lines, state)
         if isinstance(outcome, Body):
@@ -168,11 +180,30 @@ def compile_policies(
             compiled.append(_Policy(policy, kind, compile_match(policy.get("match")), rule))
         except Unsupported as error:
             return Engine((), f"policy {policy.get('name') or policy.get('id')!r}: {error}")
-    return Engine(tuple(compiled))
+    return Engine(tuple(compiled), hidden=_credentials(policies))
+
+
+def _credentials(policies: Sequence[Any]) -> tuple[frozenset[str], frozenset[str]]:
+    """Return where enabled policies look for credentials: headers and query parameters, in lower case."""
+    headers: set[str] = set()
+    query: set[str] = set()
+    for policy in policies:
+        for kind in ("keyauth", "jwtauth"):
+            body = policy.get(kind) if policy.get("enabled") is True else None
+            for location in (body.get("locations") if isinstance(body, dict) else None) or ():
+                if (found := location.get("header")) is not None:
+                    headers.add(found["name"].lower())
+                if (found := field(location, "queryParam")) is not None:
+                    query.add(found["name"].lower())
+    return frozenset(headers), frozenset(query)
 
 
 def why_unsupported(kind: str, body: Any) -> str:
-    """Return why no edge can evaluate a `jwtauth`, `basicauth` or `ipRules` policy; empty if every one can."""
+    """Return why no edge can evaluate a policy of one of these kinds: `jwtauth`, `basicauth`, `ipRules`, `logging`.
+
+    Returns:
+        the empty text if every edge can.
+    """
     try:
         _OF_A_REQUEST[kind](body, lambda url, issuer, cache_ms: StaticKeys(()))
     except Unsupported as error:
@@ -184,6 +215,7 @@ _OF_A_REQUEST: dict[str, Callable[[Any, OpenKeys], Rule]] = {
     "jwtauth": JwtAuth,
     "basicauth": lambda body, _: BasicAuth(body),
     "ipRules": lambda body, _: IpRules(body),
+    "logging": lambda body, _: Logging(body),
 }
 
 
@@ -217,6 +249,4 @@ def _rule(
         raise Unsupported(f"the firewall action {body.get('action')!r} is not known")
     if kind == "openapi":
         return kind, OpenApi(body, document)
-    if kind == "logging":
-        return kind, _Watch()
     raise Unsupported(f"this edge cannot evaluate {kind}")

@@ -117,6 +117,7 @@ class OpenApi:
         plan = _plans.get(self._digest)
         if plan is None:
             return self._later(self._open, call, state)
+        state.secret = plan.secret
         found = plan.find(call.method, call.path)
         if found is None:
             return _refused([Violation("the document has no such path and method", "path")])

@@ -25,7 +25,7 @@ but those of drops.
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -43,6 +43,10 @@ MOST = 100_000
 _YIELD = 64
 
 Row = tuple[Any, ...]
+Details = Callable[[], tuple[list[str], str, list[str], str]]
+_NO_DETAILS: tuple[list[str], str, list[str], str] = ([], "", [], "")
+# What was recorded of a request to an app; its last part stands for four columns.
+_WITH_DETAILS = len(GATEWAY_REQUESTS.columns) - 1 - 3
 
 _encode = msgspec.json.encode
 
@@ -227,6 +231,8 @@ class Telemetry:
         user_agent: str,
         ip_address: str,
         latency: int,
+        policies: Sequence[str] = (),
+        details: Details | None = None,
     ) -> None:
         """Note a request to a deployed app.
 
@@ -236,6 +242,8 @@ class Telemetry:
             workspace_id: whose app it is.
             place: project, app, environment and deployment.
             latency: milliseconds until its answer was written.
+            policies: what came of each, see `edge.sentinel.decision.State.trace`.
+            details: returns headers and bodies of request and answer, called in the thread that writes.
             edge_id, region, method, host, path, query, status, user_agent, ip_address: of the request.
         """
         waiting = self._gateway
@@ -243,7 +251,7 @@ class Telemetry:
             waiting.append(
                 (
                     *(request_id, time, workspace_id, *place, edge_id, region, method, host, path, query),
-                    *(status, user_agent, ip_address, latency),
+                    *(status, user_agent, ip_address, latency, policies, details),
                 )
             )
         else:
@@ -332,6 +340,9 @@ class Telemetry:
         return Segment(table.name, self._writer, first, number - 1, b"".join(parts))
 
     def _line(self, number: int, event: Row) -> bytes:
+        if len(event) == _WITH_DETAILS:
+            *known, details = event
+            event = (*known, *(_NO_DETAILS if details is None else details()))
         return _encode([f"{self._writer}-{number}", *event]) + b"\n"
 
 

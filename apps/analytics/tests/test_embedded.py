@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from apps.analytics.embedded import DAY, Embedded, Ranges
 from edge.telemetry.events import Telemetry
 from edge.telemetry.facts import key_facts, ratelimit_facts
-from edge.telemetry.tables import RATELIMITS, VERIFICATIONS
+from edge.telemetry.tables import GATEWAY_REQUESTS, RATELIMITS, VERIFICATIONS
 from unkey import clock
 
 NOVEMBER = clock.to_ms(clock.from_ms(1_793_500_000_000).replace(month=11, day=21, hour=12))
@@ -127,6 +127,30 @@ def test_a_segment_that_cannot_be_read_is_put_aside_and_holds_up_no_other(store:
     (folder / "aaa-000000000001-000000000001.ndjson").write_bytes(b"[]\n{not json\n")
     assert store.take() == 1
     assert [path.name for path in folder.iterdir()] == ["aaa-000000000001-000000000001.broken"]
+
+
+def test_segments_of_before_a_column_was_added_are_taken_and_merged_with_later_ones(store: Embedded):
+    columns = list(GATEWAY_REQUESTS.columns)
+    old = columns.index("policies")
+    place = store.spool.folder / GATEWAY_REQUESTS.name
+    place.mkdir(parents=True)
+    kept = store.folder / "segments" / GATEWAY_REQUESTS.name / str(NOVEMBER // DAY) / "seg_old.ndjson"
+    for number, letter in enumerate("abcdefghijkmnopqr"):
+        row = [f"W{letter}-1", "req_1", NOVEMBER, "ws_1", *[""] * (old - 4)]
+        names = columns[:old] if number < 16 else columns
+        row += [[], [], "", [], ""] if number == 16 else []
+        lines = b"".join(msgspec.json.encode(each) + b"\n" for each in (names, row))
+        (place / f"W{letter}-000000000001-000000000001.ndjson").write_bytes(lines)
+    assert store.take() == 17
+    (path,) = store.files(GATEWAY_REQUESTS.name)
+    header, *rows = [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+    assert header == columns
+    assert len(rows) == 17
+    assert {tuple(map(str, row[old:])) for row in rows} == {("[]", "[]", "", "[]", "")}
+    # What an earlier version kept is merged, too.
+    kept.write_bytes(msgspec.json.encode(columns[:old]) + b"\n" + msgspec.json.encode(rows[0][:old]) + b"\n")
+    (line,) = store._lines(GATEWAY_REQUESTS, [str(kept.relative_to(store.folder / "segments"))])
+    assert msgspec.json.decode(line) == rows[0]
 
 
 def test_series_and_keys_are_asked_by_workspace_and_bucket(store: Embedded):

@@ -117,7 +117,7 @@ def records() -> Records:
 def frontline(rig, records):
     """Start frontline; keyword arguments reach it."""
 
-    def start(verifier=None, tls=None, **options):
+    def start(verifier=None, tls=None, observe=None, **options):
         role = Frontline(
             records,
             verifier or NoKeys(),
@@ -127,6 +127,6 @@ def frontline(rig, records):
             region="local",
             **options,
         )
-        return rig.serve(role.handle, tls=tls)
+        return rig.serve(role.handle, tls=tls, observe=observe)
 
     return start

@@ -1,10 +1,13 @@
 """Policies on real connections: bodies that are read first and sent on, barriers, traces."""
 
 import json
+import time
+from typing import Any
 
 import msgspec
 import pytest
 
+from edge.frontline.requests import Requests
 from edge.sentinel.contract import Check, Contract, Media, Operation, pack
 
 HOST = "shop.test"
@@ -146,3 +149,136 @@ def test_a_barrier_holds_for_the_next_request_and_before_anything_else(rig, reco
     records.bar()
     assert client.send(GET).answer()[0] == 200
     assert len(origin.seen) == 3
+
+
+class Events:
+    """Telemetry that keeps what it is told."""
+
+    def __init__(self):
+        self.rows = []
+
+    def record_gateway_request(self, *fixed, details=None, **more):
+        self.rows.append({**more, "details": None if details is None else details()})
+
+    def take(self, count):
+        """Return the events when there are so many: each comes just after its answer."""
+        until = time.monotonic() + 10
+        while len(self.rows) < count and time.monotonic() < until:
+            time.sleep(0.001)
+        assert len(self.rows) == count
+        return self.rows
+
+
+@pytest.fixture
+def logged(rig, records, frontline):
+    """A gateway in front of an app, whose events are kept; returns what makes it, and the events."""
+    events: Any = Events()
+
+    def make(origin, *policies):
+        records.switch(HOST, "d_1")
+        records.guard("d_1", *policies)
+        records.run("d_1", origin)
+        return rig.client(frontline(observe=Requests(records, events, "edge-1", "local")))
+
+    return make, events.take
+
+
+def answering(*lines: bytes, body: bytes, framing: bytes | None = None):
+    head = b"\r\n".join([b"HTTP/1.1 200 OK", *lines, framing or b"Content-Length: %d" % len(body)])
+    return lambda seen: head + b"\r\n\r\n" + body
+
+
+ALL = {
+    "requestHeaders": True,
+    "responseHeaders": True,
+    "requestBody": True,
+    "responseBody": True,
+    "query": True,
+}
+LOG = {"id": "pol_9", "name": "log", "enabled": True, "logging": ALL}
+
+
+def test_what_a_logging_policy_asks_for_is_recorded_and_secrets_are_not(rig, logged):
+    make, take = logged
+    told = b'{"token":"t","list":[{"PIN":1,"a":"\xc3\xbc"}]}'
+    origin = rig.origin(
+        answering(b"Content-Type: application/json", b"Set-Cookie: s=1", b"X-A: b", body=told)
+    )
+    logging = {**ALL, "redactHeaders": ["X-Trace"], "redactFields": ["pin"]}
+    client = make(origin, {**LOG, "logging": logging})
+    body = b'{"n": 1, "password": "p"}'
+    client.send(post(body, b"X-Trace: 7", b"Authorization: Bearer k") + body)
+    assert client.answer()[2] == told
+    (row,) = take(1)
+    assert row["policies"] == ["pol_9 logging passed"]
+    assert row["details"] == (
+        [
+            "Host: shop.test",
+            "Content-Type: application/json",
+            "Content-Length: 25",
+            "X-Trace: [REDACTED]",
+            "Authorization: [REDACTED]",
+        ],
+        '{"n":1,"password":"[REDACTED]"}',
+        ["Content-Type: application/json", "Set-Cookie: [REDACTED]", "X-A: b"],
+        '{"token":"[REDACTED]","list":[{"PIN":"[REDACTED]","a":"ü"}]}',
+    )
+
+
+def test_bodies_are_recorded_as_they_are_however_they_are_framed_and_up_to_a_size(rig, logged):
+    make, take = logged
+    long = b"x" * 70_000
+    chunked = b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n"
+    answers = [
+        (b"", answering(body=long)),
+        (b"", answering(body=chunked, framing=b"Transfer-Encoding: chunked")),
+        (b"", answering(body=b"until the end", framing=b"Connection: close")),
+        (b"", answering(b"Content-Encoding: gzip", body=b"\x1f\x8b")),
+        (b"", answering(body=b"")),
+    ]
+    for _, answer in answers:
+        client = make(rig.origin(answer), {**LOG, "logging": {**ALL, "maxBodyBytes": 100}})
+        client.send(post(b"a" * 200) + b"a" * 200)
+        assert client.answer()[0] == 200
+    assert [row["details"][3] for row in take(5)] == [
+        "x" * 100,
+        "hello!",
+        "until the end",
+        "[NOT RECORDED: it is compressed]",
+        "",
+    ]
+    assert {row["details"][1] for row in take(5)} == {"[NOT RECORDED: it is too long to be redacted]"}
+
+
+def test_nothing_but_the_trace_is_recorded_unless_asked_for(rig, logged):
+    make, take = logged
+    client = make(rig.origin(), {**LOG, "logging": {**ALL, "sampleRate": 0}})
+    assert client.send(GET).answer()[0] == 200
+    deny = {"id": "pol_2", "name": "no", "enabled": True, "firewall": {"action": "ACTION_DENY"}}
+    client = make(rig.origin(), {**deny, "firewall": {"action": "ACTION_LOG"}}, deny)
+    assert client.send(GET).answer()[0] == 403
+    client = make(rig.origin())
+    assert client.send(GET).answer()[0] == 200
+    assert [(row["status"], row["policies"], row["details"]) for row in take(3)] == [
+        (200, ["pol_9 logging passed"], None),
+        (403, ["pol_2 firewall matched", "pol_2 firewall refused firewall_denied"], None),
+        (200, (), None),
+    ]
+
+
+def test_credentials_of_the_query_and_of_other_headers_are_never_recorded(rig, logged):
+    make, take = logged
+    places = [{"header": {"name": "X-Api-Key"}}, {"queryParam": {"name": "key"}}]
+    keys = {
+        "id": "pol_1",
+        "name": "k",
+        "enabled": True,
+        "keyauth": {"keyspaces": ["ks"], "locations": places},
+    }
+    client = make(rig.origin(), LOG, keys)
+    client.send(b"GET /?a=1&key=s3 HTTP/1.1\r\nHost: shop.test\r\nX-Api-Key: s3\r\n\r\n")
+    assert client.answer()[0] == 401
+    (row,) = take(1)
+    assert (row["path"], row["query"]) == ("/", "a=1&key=[REDACTED]")
+    assert row["details"][0] == ["Host: shop.test", "X-Api-Key: [REDACTED]"]
+    assert "s3" not in str(row)
