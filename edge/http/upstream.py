@@ -1,9 +1,11 @@
 """Connections to instances: kept alive per address, least loaded known, responses read strictly."""
 
 import asyncio
+import errno
 import itertools
 import logging
 import random
+import re
 import time
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -22,6 +24,9 @@ _WATCHED = frozenset({
     b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", b"proxy-connection",
     b"te", b"trailer", b"proxy-authenticate",
 })  # fmt: skip
+_LINE = re.compile(rb"HTTP/1\.([01]) [1-9][0-9]{2}(?: [\t -~\x80-\xff]*)?\r\n")
+# What keeps us from connecting to anybody: it says nothing of this address.
+_OURS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL})
 _SWEEP_SECONDS = 1.0
 _FIRST_KNOCK = 0.25
 _SLOWEST_KNOCK = 5.0
@@ -268,12 +273,11 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserError:
             return None
         status = parser.get_status_code()
-        if text.startswith(b"HTTP/1.1 "):
-            keep_alive = True
-        elif text.startswith(b"HTTP/1.0 "):
-            keep_alive = False
-        else:
+        line = _LINE.match(text)  # llhttp takes any octet for a reason
+        if line is None:
             return None
+        http10 = line[1] == b"0"
+        keep_alive = not http10
         if status < 100 or len(self._lines) > self.pool.limits.header_count:
             return None
         length, upgrade = -2, b""
@@ -283,7 +287,7 @@ class UpstreamConnection(asyncio.Protocol):
                     return None
                 length = int(value)
             elif name == b"transfer-encoding":
-                if value != b"chunked":
+                if value != b"chunked" or length == -1 or http10:
                     return None
                 length = -1
             elif name == b"connection":
@@ -292,7 +296,7 @@ class UpstreamConnection(asyncio.Protocol):
                     if token == b"close":
                         keep_alive = False
                     elif token == b"keep-alive":
-                        keep_alive = keep_alive or text.startswith(b"HTTP/1.0 ")
+                        keep_alive = keep_alive or http10
                     elif token and token != b"upgrade":
                         named = token + b":"
                         self._lines = [line for line in self._lines if not line.lower().startswith(named)]
@@ -501,7 +505,8 @@ class Pool:
                 )
         except OSError as error:  # TimeoutError is one
             self.dial_failures += 1
-            self._is_down(endpoint)
+            if error.errno not in _OURS:
+                self._is_down(endpoint)
             exchange.connect_failed(error)
         except ValueError as error:  # an address that cannot be one
             self.dial_failures += 1
