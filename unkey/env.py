@@ -565,6 +565,11 @@ class Env:
         return Path(self.UNKEY_VAR) / "limits"
 
     @property
+    def tickets_folder(self) -> Path:
+        """Where the processes of this machine share the key of their TLS sessions."""
+        return Path(self.UNKEY_VAR) / "tls"
+
+    @property
     def web_url(self) -> str:
         """Base URL of web, without a trailing slash."""
         return str(self.WEB_URL or f"http://{self.local_address}:{self.WEB_PORT}").rstrip("/")

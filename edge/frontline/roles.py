@@ -1,6 +1,7 @@
 """One edge process: its listeners, what they share, and how they start and stop."""
 
 import asyncio
+import ssl
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -16,8 +17,10 @@ from edge.frontline.waking import ControlPlane
 from edge.http.limits import Limits
 from edge.http.request import Request
 from edge.http.server import LATENCY_BUCKETS, Handler, Quick, Refuse, Server
+from edge.http.tickets import TicketKeys
 from edge.http.tls import Certificates
 from edge.http.upstream import Pool
+from edge.sentinel.debugging import Debugging
 from edge.store.counters import Counters, open_counters
 from edge.store.exchange import Exchange
 from edge.store.store import Store
@@ -59,6 +62,8 @@ class Edge:
         self._exchange: Exchange | None = None
         self._exchanging: asyncio.Task[None] | None = None
         self._certificates = Certificates(self.store.certificate, env.DEFAULT_DOMAIN)
+        self._tls: ssl.SSLContext | None = None
+        self._tickets = TicketKeys(env.tickets_folder)
         self._frontline: Frontline | None = None
         self._control_plane: ControlPlane | None = None
         self._add("metrics", "EDGE_METRICS_PORT", Operations(self.registry, self._is_ready).handle)
@@ -84,6 +89,7 @@ class Edge:
                 nearest=env.NEAREST_REGIONS,
                 open_keys=KeySets(private=env.EDGE_JWKS_PRIVATE).open,
                 note_use=self.verifier.note_use,
+                debugging=Debugging([env.secret("AGENT_TOKEN"), *env.AGENT_PREVIOUS_TOKENS]),
             )
             self.store.report_use_of(frontline.used, self._addresses_in_use)
             noted = None
@@ -105,6 +111,7 @@ class Edge:
         observe: Requests | None = None,
     ) -> None:
         context = self._certificates.listener_context() if tls else None
+        self._tls = self._tls or context
         server = self.servers[name] = Server(
             name,
             handle,
@@ -130,6 +137,8 @@ class Edge:
         if self.telemetry is not None:
             self.telemetry.start()
         self._share_counts()
+        if self._tls is not None:
+            self._tickets.keep(self._tls)
         await self._listen(*self._ports[0])
         await self.store.start()
         for server, setting in self._ports[1:]:
@@ -170,6 +179,7 @@ class Edge:
         await asyncio.gather(*(server.stop(gently=gently) for server in others))
         await health.stop()
         self.pool.stop()
+        self._tickets.stop()
         if self._exchange is not None and self._exchanging is not None:
             self._exchanging.cancel()
             await self._exchange.close()

@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import threading
+from typing import Any
 
 import pytest
 import websockets.sync.client
@@ -28,6 +29,12 @@ def echo(connection):
         if isinstance(message, str) and message.isdigit():
             return connection.close(int(message), "as asked")
         connection.send(message)
+
+
+def said(closed):
+    """Return code and reason of the close frame that was received."""
+    assert closed.rcvd is not None
+    return closed.rcvd.code, closed.rcvd.reason
 
 
 @pytest.fixture
@@ -114,7 +121,7 @@ def test_close_codes_pass_from_the_app(rig, app, dial, code):
     client.send(str(code))
     with pytest.raises(ConnectionClosed) as closed:
         client.recv(PATIENCE)
-    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (code, "as asked")
+    assert said(closed.value) == (code, "as asked")
     assert isinstance(closed.value, ConnectionClosedOK if code in (1000, 1001) else ConnectionClosedError)
 
 
@@ -126,7 +133,7 @@ def test_close_codes_pass_from_the_client(rig, app, dial):
         try:
             connection.recv(PATIENCE)
         except ConnectionClosed as closed:
-            codes.append((closed.rcvd.code, closed.rcvd.reason))
+            codes.append(said(closed))
         done.set()
 
     client = dial(rig.proxy(app(handler)))
@@ -275,9 +282,8 @@ def test_frames_in_any_pieces_pass_octet_by_octet(rig):
                 elif isinstance(event, Ping):
                     upstream.sendall(served.send(event.response()))
                 elif isinstance(event, TextMessage | BytesMessage):
-                    upstream.sendall(
-                        served.send(type(event)(event.data, message_finished=event.message_finished))
-                    )
+                    again: Any = type(event)
+                    upstream.sendall(served.send(again(event.data, message_finished=event.message_finished)))
                 elif isinstance(event, CloseConnection):
                     upstream.sendall(served.send(event.response()))
                     return
@@ -285,14 +291,15 @@ def test_frames_in_any_pieces_pass_octet_by_octet(rig):
     raw = rig.client(rig.proxy(rig.origin(script=script).address)).socket
     client = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
     raw.sendall(client.send(Request(host="shop.test", target="/")))
+    large = os.urandom(70_000)
     sent = [
         TextMessage("hé", message_finished=False),
         Ping(b"within"),
         TextMessage("llo", message_finished=True),
-        BytesMessage(os.urandom(70_000), message_finished=True),
+        BytesMessage(large, message_finished=True),
         CloseConnection(code=4000, reason="enough"),
     ]
-    got = []
+    got: list[Any] = []
     unsent = list(sent)
     while not (got and isinstance(got[-1], CloseConnection)):
         client.receive_data(raw.recv(65536))
@@ -306,7 +313,7 @@ def test_frames_in_any_pieces_pass_octet_by_octet(rig):
                 got.append(event)
     text = "".join(event.data for event in got if isinstance(event, TextMessage))
     octets = b"".join(bytes(event.data) for event in got if isinstance(event, BytesMessage))
-    assert (text, octets) == ("héllo", sent[3].data)
+    assert (text, octets) == ("héllo", large)
     assert [event.payload for event in got if isinstance(event, Pong)] == [b"within"]
     assert (got[-1].code, got[-1].reason) == (4000, "enough")
 
