@@ -124,7 +124,7 @@ class Connection(asyncio.Protocol):
     # -- from the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = self.server.outbox.cork(cast(asyncio.Transport, transport))
         self.peer = self.server.peer_of(transport)
         self.deadline = self.server.now + self.server.limits.header_seconds
         if not self.server.joined(self):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edge.http.connection import Connection, Phase
+from edge.http.corked import Outbox
 from edge.http.forwarded import believed
 from edge.http.http2 import Http2Connection
 from edge.http.limits import Limits
@@ -95,6 +96,7 @@ class Server:
         self.handle = handle
         self.limits = limits
         self.secure = tls is not None
+        self.outbox = Outbox()
         self.connections: set[Connection | Http2Connection] = set()
         self.draining = False
         self.now = time.monotonic()

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import httptools
 
 from edge.http.body import BadChunk, ChunkDecoder
+from edge.http.corked import Outbox
 from edge.http.limits import Limits
 from unkey.errors import FrontlineInternalError
 
@@ -121,7 +122,7 @@ class UpstreamConnection(asyncio.Protocol):
     # -- from the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = self.pool.outbox.cork(cast(asyncio.Transport, transport))
         self.pool.open.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -385,6 +386,7 @@ class Pool:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        self.outbox = Outbox()
         self.endpoints: dict[str, Endpoint] = {}
         self.open: set[UpstreamConnection] = set()
         self.suspects: dict[str, Endpoint] = {}  # those that are down or on trial
