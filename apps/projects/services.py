@@ -261,18 +261,23 @@ def set_variables(
         row = _locked_environment(environment)
         existing = {found.key: found for found in EnvironmentVariable.objects.filter(environment=row)}
         now = clock.now()
+        fresh: list[EnvironmentVariable] = []
+        known: list[EnvironmentVariable] = []
         for item in variables:
             variable = existing.pop(item.key, None)
             if variable is None:
                 variable = EnvironmentVariable(
                     workspace_id=row.workspace_id, environment=row, key=item.key, created_at=now
                 )
+                fresh.append(variable)
             else:
                 variable.updated_at = now
+                known.append(variable)
             variable.ciphertext = ciphertexts[item.key]
             variable.kind = item.kind
             variable.description = item.description
-            variable.save()
+        EnvironmentVariable.objects.bulk_create(fresh)
+        EnvironmentVariable.objects.bulk_update(known, ["ciphertext", "kind", "description", "updated_at"])
         removed = sorted(existing) if prune else []
         EnvironmentVariable.objects.filter(environment=row, key__in=removed).delete()
         _record_variables(row, [item.key for item in variables], removed, actor)
