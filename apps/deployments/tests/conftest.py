@@ -160,14 +160,19 @@ class Platform:
         EnvironmentRegion.objects.create(environment=row, region=region)
 
 
-@pytest.fixture
-def platform(tenant: Tenant) -> Platform:
-    """A project `shop` with the app `default`, that has been deployed nowhere yet."""
+def make_platform(tenant: Tenant) -> Platform:
+    """Make a project `shop` with the app `default`, that has been deployed nowhere yet."""
     made = Platform(tenant)
     made.limit(builds_concurrent_max=10)  # the tests of build slots set it
     tenant("projects.createProject", {"name": "Shop", "slug": made.project})
     tenant("apps.createApp", {"name": "Default", "slug": made.app, "project": made.project})
     return made
+
+
+@pytest.fixture
+def platform(tenant: Tenant) -> Platform:
+    """A project `shop` with the app `default`, that has been deployed nowhere yet."""
+    return make_platform(tenant)
 
 
 @pytest.fixture

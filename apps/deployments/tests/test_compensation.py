@@ -4,7 +4,8 @@ What stays is what tells of it: its row, its steps, its audit entry, the history
 topologies that tell agents to stop. What was live before is as it was, to the last column.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,10 @@ from django.apps import apps
 
 from apps.deployments import workflows
 from apps.deployments.models import Deployment, Instance, Topology
-from apps.deployments.tests.conftest import Platform
+from apps.deployments.tests.conftest import Platform, make_platform
 from apps.workflows.engine import Retry, Run, WorkflowRun
 from apps.workflows.sweeper import drain
+from unkey.rpc.testing import make_tenant
 from unkey.tenancy import unscoped
 
 pytestmark = pytest.mark.django_db
@@ -100,13 +102,27 @@ def breaking(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     return break_step
 
 
+@pytest.fixture(scope="module")
+def running(made_once: Callable[[], AbstractContextManager[None]]) -> Iterator[tuple[Platform, str]]:
+    """A platform, and what runs there before: a production deployment over an older one, and a preview."""
+    with made_once():
+        platform = make_platform(make_tenant())
+        platform.add_region("far")
+        platform.deploy("preview")
+        platform.deploy()
+        yield platform, platform.deploy()
+
+
 @pytest.fixture
-def live(platform: Platform) -> str:
-    """What runs before: a rolled-forward production deployment, an older one, and a preview."""
-    platform.add_region("far")
-    platform.deploy("preview")
-    platform.deploy()
-    return platform.deploy()
+def platform(running: tuple[Platform, str], db: None) -> Platform:
+    """The platform."""
+    return running[0]
+
+
+@pytest.fixture
+def live(running: tuple[Platform, str]) -> str:
+    """The production deployment."""
+    return running[1]
 
 
 @pytest.mark.parametrize("name", BEFORE_SWITCH)

@@ -5,13 +5,14 @@ Generated: an operation that is declared anywhere is tested here without being n
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from django.apps import apps
-from django.db import models, transaction
+from django.db import models
 
 from apps.workspaces.models import Workspace
 from apps.workspaces.permissions import TUPLES
@@ -132,14 +133,11 @@ def columns(model: type[models.Model]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def other(django_db_setup: None, django_db_blocker: Any) -> Iterator[tuple[Tenant, dict[str, str]]]:
-    """The other workspace and what it owns, made once: what a test does is undone back to here."""
-    around = transaction.atomic()
-    around._from_testcase = True  # type: ignore[attr-defined]  # as the one that Django puts around each test
-    with django_db_blocker.unblock(), around:
+def other(made_once: Callable[[], AbstractContextManager[None]]) -> Iterator[tuple[Tenant, dict[str, str]]]:
+    """The other workspace and what it owns."""
+    with made_once():
         stranger = make_tenant("stranger")
         yield stranger, owned(stranger)
-        transaction.set_rollback(True)
 
 
 @pytest.fixture
