@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 import structlog
-from django.db import close_old_connections, connections
+from django.db import DEFAULT_DB_ALIAS, close_old_connections, connection, connections
 
 from apps.workflows import wakeups
 from apps.workflows.driver import Driver
@@ -23,6 +23,7 @@ log = structlog.get_logger("workflows")
 
 INTERVAL = 0.5
 YOUNG_OBJECTS = 10_000
+ANSWER_SECONDS = 120  # MariaDB gives up waiting for a lock after 50 s, by default
 
 
 def drain(limit: int = 10_000) -> int:
@@ -140,11 +141,22 @@ def serve(queues: Iterable[str] | None, threads: int) -> Dispatcher:
     """Start the dispatcher of a process that does nothing else for the rest of its life.
 
     What is loaded by now stays: Python need not look through it for garbage again and again while steps
-    run, which takes a quarter of the processor that they need.
+    run, which takes a quarter of the processor that they need. A database that stops answering is given
+    up after a while, and connected to anew.
     """
+    _bound_answers()
     gc.collect()
     gc.freeze()
     gc.set_threshold(YOUNG_OBJECTS, 10, 10)
     dispatcher = Dispatcher(queues, threads)
     dispatcher.start()
     return dispatcher
+
+
+def _bound_answers() -> None:
+    """Let no thread wait for ever for a MariaDB whose machine or network is gone; `DATABASE_URL` may say how long."""
+    if connection.vendor == "mysql":
+        options = connections.settings[DEFAULT_DB_ALIAS]["OPTIONS"]
+        for name in ("read_timeout", "write_timeout"):
+            options.setdefault(name, ANSWER_SECONDS)
+        connection.close()

@@ -53,7 +53,7 @@ def worker(transactional_db: None) -> Iterator[Dispatcher]:
 class Process:
     """A worker in a process of its own, on the test's database."""
 
-    def __init__(self, room: Path, threads: int, lease: int) -> None:
+    def __init__(self, room: Path, threads: int, lease: int, database: str) -> None:
         self.log = room / f"worker-{time.monotonic_ns()}.log"
         with open(self.log, "w") as log:
             self._popen = subprocess.Popen(
@@ -61,7 +61,7 @@ class Process:
                 cwd=ROOT,
                 env={
                     **os.environ,
-                    "DATABASE_URL": database_url(),
+                    "DATABASE_URL": database,
                     "UNKEY_VAR": str(env.UNKEY_VAR),
                     "WORKFLOW_LEASE_SECONDS": str(lease),
                     "CELERY_BROKER_URL": f"filesystem://{room}/broker",
@@ -109,8 +109,10 @@ def process(transactional_db: None, tmp_path: Path, until: Until) -> Iterator[Ca
     """Start worker processes; they are killed at the end of the test."""
     started: list[Process] = []
 
-    def begin(*, threads: int = 2, lease: int = 15, wait: bool = True) -> Process:
-        made = Process(tmp_path, threads, lease)
+    def begin(
+        *, threads: int = 2, lease: int = 15, wait: bool = True, database: str | None = None
+    ) -> Process:
+        made = Process(tmp_path, threads, lease, database or database_url())
         started.append(made)
         if wait:
             until(lambda: made.ready)

@@ -9,11 +9,10 @@ import django
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "unkey.settings")
 django.setup()
 
-from apps.workflows.sweeper import Dispatcher  # noqa: E402
+from apps.workflows.sweeper import serve  # noqa: E402
 from apps.workflows.tests import flows  # noqa: E402, F401
 
-dispatcher = Dispatcher(None, threads=int(sys.argv[1]))
-dispatcher.start()
+serve(None, threads=int(sys.argv[1]))
 print("ready", flush=True)
 while True:
     time.sleep(1)
