@@ -8,7 +8,9 @@ Exit status: 0 after a clean stop, 1 if it could not start or go on, 2 for a set
 
 import argparse
 import asyncio
+import contextlib
 import gc
+import resource
 import signal
 import sys
 
@@ -21,6 +23,13 @@ from unkey.database import database
 from unkey.env import BadSetting, env
 
 _BAD_SETTING = 2
+
+
+def _raise_bound_of_files() -> None:
+    """Let this process and its workers open as many files, connections among them, as the system allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _stop_on_signal(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
@@ -112,6 +121,7 @@ def main() -> int:
     )
     asked = parser.parse_args().workers
     logging.configure("edge")
+    _raise_bound_of_files()
     try:
         env.check()
         # The database may be away; a URL that cannot be one is a mistake.

@@ -274,10 +274,10 @@ class UpstreamConnection(asyncio.Protocol):
         except httptools.HttpParserError:
             return None
         status = parser.get_status_code()
-        line = _LINE.match(text)  # llhttp takes any octet for a reason
-        if line is None:
+        first = _LINE.match(text)  # llhttp takes any octet for a reason
+        if first is None:
             return None
-        http10 = line[1] == b"0"
+        http10 = first[1] == b"0"
         keep_alive = not http10
         if status < 100 or len(self._lines) > self.pool.limits.header_count:
             return None

@@ -228,6 +228,41 @@ def test_certificates_are_chosen_by_name_and_change_without_a_restart(rig, recor
     assert certificates.broken == 1
 
 
+def trusting(port: int, issued: Certificate) -> None:
+    """Connect as a client that trusts this certificate, as long as it is valid."""
+    context = ssl.create_default_context(cadata=issued.chain)
+    with (
+        socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as plain,
+        context.wrap_socket(plain, server_hostname=issued.hostname),
+    ):
+        pass
+
+
+def test_a_certificate_that_expires_while_serving_is_served_on_and_its_successor_to_the_next_client(
+    rig, records, frontline
+):
+    origin = rig.origin(says("x"))
+    records.switch(HOST, "d_1")
+    records.guard("d_1")
+    records.run("d_1", origin)
+    records.certificates[HOST] = certificate(HOST, 1)
+    server = frontline(tls=Certificates(records.certificate, HOST).listener_context())
+    kept = Client.over(handshake(server.port, HOST))
+    assert kept.send(GET).answer()[0] == 200
+
+    records.certificates[HOST] = certificate(HOST, 2, days=1)  # as time would have made it
+    with pytest.raises(ssl.SSLCertVerificationError, match="certificate has expired"):
+        trusting(server.port, records.certificates[HOST])
+    assert kept.send(GET).answer()[0] == 200
+    assert serial(server.port, HOST) == 2  # for clients to judge: a site that is gone would be no better
+
+    records.certificates[HOST] = certificate(HOST, 3)
+    trusting(server.port, records.certificates[HOST])
+    assert serial(server.port, HOST) == 3
+    assert kept.send(GET).answer()[0] == 200
+    kept.close()
+
+
 def test_requests_pass_over_tls(rig, records, frontline):
     origin = rig.origin(says("x" * 300_000))
     records.switch(HOST, "d_1")

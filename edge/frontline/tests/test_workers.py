@@ -60,7 +60,7 @@ class Workers:
         url = f"http://127.0.0.1:{self.settings['EDGE_METRICS_PORT']}/metrics"
         try:
             with urllib.request.urlopen(url, timeout=PATIENCE) as answer:
-                return answer.read().decode()
+                return str(answer.read().decode())
         except OSError:
             return ""
 
@@ -148,7 +148,7 @@ def test_a_reload_under_load_loses_no_connection_and_no_request(workers):
     statuses: list[object] = []
 
     def ask(keep: bool) -> None:
-        client = None
+        client: Client | None = None
         while not over.is_set():
             try:
                 client = client or Client(edge.port)
@@ -159,7 +159,8 @@ def test_a_reload_under_load_loses_no_connection_and_no_request(workers):
                 statuses.append(error)
                 headers = {"connection": "close"}
             if not keep or headers.get("connection") == "close":
-                client.close()
+                if client is not None:
+                    client.close()
                 client = None
         if client is not None:
             client.close()

@@ -283,8 +283,8 @@ class Rig:
         self.loop.close()
 
 
-def certificate(name: str, version: int) -> Certificate:
-    """Return a certificate that signs itself, with the version as its serial number."""
+def certificate(name: str, version: int, days: int = 36500) -> Certificate:
+    """Return a certificate that signs itself, with the version as its serial number, good for so many days of 2026."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -295,7 +295,7 @@ def certificate(name: str, version: int) -> Certificate:
         .public_key(key.public_key())
         .serial_number(version)
         .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=36500))
+        .not_valid_after(now + datetime.timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
         .sign(key, hashes.SHA256())
     )

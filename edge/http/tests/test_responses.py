@@ -201,7 +201,7 @@ PIECES = st.one_of(
 
 @pytest.fixture(scope="module")
 def fuzzed(rig):
-    texts = []
+    texts: list[list[bytes]] = []
 
     def script(upstream: socket.socket) -> None:
         if upstream.recv(65536):
