@@ -13,6 +13,11 @@ from typing import NamedTuple, Protocol
 from msgspec import Struct
 
 MIN_DURATION_MS = 1000
+# Counters kept besides where processes share them: any other is found there again.
+_KEPT_OF_SHARED = 50_000
+# How many counters are looked at for each that is new, and at a sweep.
+_LOOKED_AT = 2
+_SWEPT = 1000
 
 Counter = tuple[str, str, str, int]
 """Who is counted: (workspace, namespace, identifier, duration in ms)."""
@@ -114,7 +119,7 @@ class Limiter:
     """Counters of this process.
 
     Args:
-        capacity: most counters kept; when it is reached the oldest are forgotten.
+        capacity: most counters kept; when it is reached those that are not new are forgotten.
         sharing: counts of this machine's other processes.
         far: whether there are other machines to exchange counts with, by `due` and `learn`.
     """
@@ -125,7 +130,11 @@ class Limiter:
         self.capacity = capacity
         self.forgotten = 0
         self._sharing: Sharing | None = None
+        # Two generations. Each new counter has some of the older one looked at: they are forgotten, or young
+        # again. So nobody ever waits until all of them were looked at.
         self._windows: dict[Counter, Window] = {}
+        self._older: dict[Counter, Window] = {}
+        self._new = 0  # counters since some were looked at
         self._cells = memoryview(b"")
         # Counters that were asked since they were last exchanged, oldest first.
         self._touched: dict[Counter, None] | None = {} if far else None
@@ -133,7 +142,7 @@ class Limiter:
         self.sharing = sharing
 
     def __len__(self) -> int:
-        return len(self._windows)
+        return len(self._windows) + len(self._older)
 
     @property
     def sharing(self) -> Sharing | None:
@@ -144,7 +153,7 @@ class Limiter:
     def sharing(self, sharing: Sharing | None) -> None:
         self._sharing = sharing
         self._cells = memoryview(b"") if sharing is None else sharing.cells
-        for counter, window in self._windows.items():
+        for counter, window in (*self._windows.items(), *self._older.items()):
             window.cell = -1
             window.mark = 0 if sharing is None else sharing.mark(counter)
 
@@ -162,6 +171,8 @@ class Limiter:
         duration = counter[3]
         if cost < 0 or limit < 0 or duration < MIN_DURATION_MS:
             raise ValueError(f"cost {cost}, limit {limit}, duration {duration} ms")
+        if self._new:
+            self._look_over(_LOOKED_AT * self._new, now_ms)
         window = self._windows.get(counter)
         if window is None or now_ms >= window.ends:
             window = self._window(counter, now_ms)
@@ -188,6 +199,8 @@ class Limiter:
         if len(limits) == 1:
             outcome = self.check(limits[0], now_ms)
             return outcome.passed, [outcome]
+        if self._new:
+            self._look_over(_LOOKED_AT * self._new, now_ms)
         asked: dict[Counter, int] = {}
         for limit in limits:
             if limit.cost < 0 or limit.limit < 0 or limit.counter[3] < MIN_DURATION_MS:
@@ -226,6 +239,8 @@ class Limiter:
         Returns:
             for each what remains and when its window ends; None: nothing was counted, `check_all` tells why.
         """
+        if self._new:
+            self._look_over(_LOOKED_AT * self._new, now_ms)
         if len(windows) != len(limits):
             windows[:] = [self._window(limit.counter, now_ms) for limit in limits]
         sharing = self._sharing
@@ -257,11 +272,8 @@ class Limiter:
         return taken
 
     def sweep(self, now_ms: int) -> int:
-        """Forget counters that no longer weigh on any check; return how many."""
-        stale = [counter for counter, window in self._windows.items() if now_ms >= window.ends + counter[3]]
-        for counter in stale:
-            self._forget(counter)
-        return len(stale)
+        """Forget counters that no longer weigh on any check, of the next thousand; return how many."""
+        return self._look_over(_SWEPT, now_ms)
 
     # Other machines
 
@@ -276,7 +288,7 @@ class Limiter:
         found = []
         for counter in _first(self._touched, most):
             del self._touched[counter]
-            window = self._windows.get(counter)
+            window = self._find(counter)
             if window is not None:
                 sequence = window.ends // counter[3] - 1
                 found.append(Due(counter, sequence, window.current, window.previous))
@@ -288,7 +300,7 @@ class Limiter:
         Args:
             sequence: the window that `current` is of, as `Due` has it; `previous` is the one before.
         """
-        window = self._windows.get(counter)
+        window = self._find(counter)
         if window is None:
             return
         # Windows only grow: what is less than what is known was overtaken on the way.
@@ -310,13 +322,12 @@ class Limiter:
         duration = counter[3]
         ends = (now_ms // duration + 1) * duration
         window = self._windows.get(counter)
+        if window is None and (window := self._older.pop(counter, None)):
+            self._windows[counter] = window
         if window is None:
-            if len(self._windows) >= self.capacity and not self.sweep(now_ms):
-                for oldest in list(self._windows)[: max(1, self.capacity // 10)]:
-                    self._forget(oldest)
-                    self.forgotten += 1
             mark = 0 if self._sharing is None else self._sharing.mark(counter)
             window = self._windows[counter] = Window(ends, mark)
+            self._new += 1
             self._share(window, duration, now_ms)
         elif ends > window.ends:
             follows = ends == window.ends + duration
@@ -327,9 +338,31 @@ class Limiter:
             self._share(window, duration, now_ms)
         return window
 
-    def _forget(self, counter: Counter) -> None:
-        # Who still holds the window looks for another.
-        self._windows.pop(counter).ends = 0
+    def _find(self, counter: Counter) -> Window | None:
+        return self._windows.get(counter) or self._older.get(counter)
+
+    def _look_over(self, most: int, now_ms: int) -> int:
+        """Forget what weighs nothing, or is written elsewhere, or is too much; return how many were.
+
+        Not while windows are in use: one that is forgotten is another's to count.
+        """
+        if not self._older:
+            self._older, self._windows = self._windows, self._older
+        windows, older = self._windows, self._older
+        before = len(self)
+        self._new = 0
+        for _ in range(min(most, len(older))):
+            kept = len(windows) + len(older)
+            counter, window = older.popitem()
+            if now_ms < window.ends + counter[3]:
+                written = window.cell >= 0 and self._touched is None
+                if not (kept >= _KEPT_OF_SHARED if written else kept >= self.capacity):
+                    windows[counter] = window
+                    continue
+                self.forgotten += not written
+            # Who still holds the window looks for another.
+            window.ends = 0
+        return before - len(self)
 
     def _share(self, window: Window, duration: int, now_ms: int) -> None:
         """Find where a window that begins is written; go on with what is written there already."""

@@ -1,5 +1,6 @@
 """Counters of one machine: several processes admit together what one would."""
 
+import random
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from edge.store import counters
 from edge.store.counters import Counters, NoSeat
-from edge.verify.limiter import Limit, Limiter
+from edge.verify.limiter import Limit, Limiter, Window
 
 SECOND = 1000
 START = 1_700_000_000_000
@@ -45,6 +46,30 @@ def test_what_one_process_counts_the_others_see_at_once(sit):
     assert [each.check(limit(9), START + 1400).remaining for each in (first, second)] == [5, 4]
     assert second.check_all([limit(9, 3), limit(9, 1)], START + 1400)[0]
     assert not first.check(limit(9), START + 1400).passed
+
+
+def test_a_counter_that_is_forgotten_because_there_are_many_is_found_where_it_is_written(sit, monkeypatch):
+    monkeypatch.setattr("edge.verify.limiter._KEPT_OF_SHARED", 20)
+    small, all_of_them = Limiter(sharing=sit()), Limiter()
+    chance = random.Random(4)
+    # Who holds windows of its own does not count on in one that was forgotten.
+    held: dict[str, list[Window]] = {}
+    now = START
+    for _ in range(5000):
+        now += chance.randrange(5)
+        who = f"user_{min(chance.randrange(80), chance.randrange(80))}"
+        asked = [limit(30, who=who), limit(50, 2, who=who, duration=2 * SECOND)]
+        expected = all_of_them.take(asked, [], now)
+        if chance.random() < 0.7:
+            assert small.take(asked, held.setdefault(who, []), now) == expected
+        else:
+            passed, outcomes = small.check_all(asked, now)
+            assert passed == (expected is not None)
+            if expected is not None:
+                assert [each.remaining for each in outcomes] == expected[::2]
+    assert len(small) <= 25
+    assert len(all_of_them) > 100
+    assert small.forgotten == 0
 
 
 def test_a_process_that_takes_a_seat_goes_on_with_its_counts(sit):
@@ -137,7 +162,7 @@ _HAMMER = """
 import sys
 from pathlib import Path
 from edge.store.counters import Counters
-from edge.verify.limiter import Limit, Limiter
+from edge.verify.limiter import Limit, Limiter, Window
 
 limiter = Limiter(sharing=Counters(Path(sys.argv[1]), 64))
 print("ready", flush=True)

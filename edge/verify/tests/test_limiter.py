@@ -99,6 +99,24 @@ def test_the_sweep_forgets_only_what_weighs_nothing():
     assert len(limiter) == 1
 
 
+def test_what_weighs_nothing_goes_as_others_come_and_nobody_waits_for_all_of_them():
+    limiter = Limiter()
+    for number in range(5000):
+        limiter.check(limit(who=f"key_{number}"), START)
+    most = 0
+    for number in range(5000):
+        before = len(limiter)
+        limiter.check(limit(who=f"later_{number}"), START + 2 * MINUTE)
+        most = max(most, before - len(limiter))
+    assert most <= 2
+    assert len(limiter) <= 7500
+    assert limiter.forgotten == 0
+    assert limiter.check(limit(who="later_0"), START + 2 * MINUTE).remaining == limit().limit - 2
+    for _ in range(20):
+        limiter.sweep(START + 2 * MINUTE)
+    assert len(limiter) == 5000
+
+
 def test_memory_is_bounded():
     limiter = Limiter(capacity=100)
     for number in range(1000):
