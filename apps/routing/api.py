@@ -5,11 +5,13 @@ from typing import Any
 from apps.projects import queries
 from apps.projects.models import Environment
 from apps.routing import barriers, policies
+from edge.sentinel.debugging import HEADER, MOST_SECONDS, sign
 from edge.sentinel.jwtauth import KEY_TYPES, MOST_SKEW_MS
 from edge.sentinel.openapi import MOST_BODY_BYTES
 from edge.sentinel.recording import FLAGS
 from edge.sentinel.recording import MOST_BODY_BYTES as MOST_RECORDED_BYTES
-from unkey import errors
+from unkey import clock, errors
+from unkey.env import env
 from unkey.rpc.authorization import T
 from unkey.rpc.call import Call
 from unkey.rpc.routes import JSON, route
@@ -284,3 +286,18 @@ def set_barrier(call: Call) -> JSON:
         actor=call.actor,
     )
     return barriers.outline(barrier)
+
+
+@route(
+    "gateway.createDebugHeader",
+    request=obj({**_ENVIRONMENT_NAMES, "seconds": optional(integer(1, MOST_SECONDS), default=900)}),
+    response=obj({"name": string(), "value": string(redact=True), "expiresAt": integer()}),
+    permission=T("environment.{environment}.read_policies"),
+    errors=_NOT_FOUND,
+)
+def create_debug_header(call: Call) -> JSON:
+    """Sign a header: requests that carry it are answered with what each policy did, in X-Unkey-Trace."""
+    environment = _environment(call)
+    until = int(clock.now_ms() / 1000) + call.body["seconds"]
+    value = sign(env.secret("AGENT_TOKEN"), environment.id, until)
+    return {"name": HEADER, "value": value, "expiresAt": until * 1000}

@@ -20,6 +20,7 @@ from edge.http.recorded import recorded
 from edge.http.request import Request
 from edge.http.upstream import Pool, UpstreamConnection
 from edge.sentinel.barrier import Barrier
+from edge.sentinel.debugging import Debugging, trace_line
 from edge.sentinel.decision import Allow, Decision, Read, Refuse, State
 from edge.sentinel.engine import Engine, compile_policies
 from edge.sentinel.jwtauth import OpenKeys
@@ -29,6 +30,7 @@ from edge.store.records import Barrier as BarrierRecord
 from edge.store.records import Sentinel
 from edge.verify.limiter import Limiter
 from edge.verify.steps import Subject
+from unkey import clock
 from unkey.errors import (
     ConfigNotFound,
     DeploymentOffline,
@@ -55,11 +57,21 @@ class Gate:
     protocol.
     """
 
-    __slots__ = ("addresses", "barrier", "deployment_id", "doze", "engine", "kind", "refusal")
+    __slots__ = (
+        "addresses",
+        "barrier",
+        "deployment_id",
+        "doze",
+        "engine",
+        "environment_id",
+        "kind",
+        "refusal",
+    )
 
     def __init__(
         self,
         deployment_id: str,
+        environment_id: str,
         engine: Engine,
         addresses: tuple[tuple[str, ...], ...],
         refusal: Fault | None,
@@ -70,6 +82,7 @@ class Gate:
         self.deployment_id = deployment_id
         self.kind = kind
         self.barrier = barrier
+        self.environment_id = environment_id
         self.engine = engine
         self.addresses = addresses
         self.refusal = refusal
@@ -93,6 +106,7 @@ class Frontline:
         nearest: the other regions by their distance from each region, where that is configured.
         open_keys: where key sets of tokens are fetched; None: from public addresses.
         note_use: is told each verification of a key, last the app; None: nobody is.
+        debugging: knows who may watch what policies do; None: nobody may.
 
     Attributes:
         used: deployments that requests were sent to; whoever reports them empties it.
@@ -115,6 +129,7 @@ class Frontline:
         open_keys: OpenKeys | None = None,
         nearest: Mapping[str, tuple[str, ...]] | None = None,
         note_use: Callable[[Subject, str, int, str], object] | None = None,
+        debugging: Debugging | None = None,
     ) -> None:
         self.used: set[str] = set()
         self.refusals: dict[str, int] = {}
@@ -132,6 +147,7 @@ class Frontline:
         self._barriers: dict[str, tuple[BarrierRecord, Barrier]] = {}
         self._apps: dict[str, str] = {}
         self._note_use = note_use
+        self._debugging = debugging
         self._deciding: set[asyncio.Task[None]] = set()
         self.waker = Waker(
             self._doze,
@@ -163,16 +179,24 @@ class Frontline:
             return self._refuse(request, fault)
         if gate.refusal is not None:
             return self._refuse(request, gate.refusal)
-        self._act(request, gate, gate.engine.decide(request))
+        debug = request.header(b"x-unkey-debug")
+        timed = debug is not None and self._may_watch(debug, gate.environment_id)
+        self._act(request, gate, gate.engine.decide(request, timed=timed))
+
+    def _may_watch(self, signed: bytes, environment_id: str) -> bool:
+        """Say whether a header lets its sender see what the policies of an environment do."""
+        watching = self._debugging
+        return watching is not None and watching.allows(signed, environment_id, clock.now_ms())
 
     def _act(self, request: Request, gate: Gate, decision: Decision | Awaitable[Decision]) -> None:
         """Do what was decided of a request."""
         if isinstance(decision, Allow):
             request.found = decision.found
-            self._forward(request, gate, decision)
+            self._forward(request, gate, decision, trace_line(decision.found))
         elif isinstance(decision, Refuse):
             request.found = decision.found
-            self._refuse(request, decision.fault, decision.response_lines)
+            lines = decision.response_lines + trace_line(decision.found)
+            self._refuse(request, decision.fault, lines)
         elif isinstance(decision, Read):
             request.read_body(decision.limit, partial(self._judge, gate, decision), self._refuse)
         else:
@@ -262,9 +286,10 @@ class Frontline:
                 refusal = NoRunningInstances("The app has no running instance.")
         if sentinel is not None and refusal is None:
             engine = self._engines.get(deployment_id) or self._compile(sentinel)
-        barrier = None if sentinel is None else self._barrier(sentinel.environment_id)
+        environment_id = "" if sentinel is None else sentinel.environment_id
+        barrier = self._barrier(environment_id)
         kind = _PROTOCOLS.get(sentinel.upstream_protocol if sentinel is not None else "", UpstreamConnection)
-        gate = Gate(deployment_id, engine, addresses, refusal, doze, barrier, kind)
+        gate = Gate(deployment_id, environment_id, engine, addresses, refusal, doze, barrier, kind)
         self._gates[deployment_id] = gate
         return gate
 

@@ -6,7 +6,10 @@ import pytest
 
 from apps.audit.models import AuditLog
 from apps.cluster.models import Stream
+from apps.projects.models import Environment
+from edge.sentinel.debugging import Debugging
 from edge.store import feed
+from unkey.env import env
 from unkey.rpc.testing import Tenant
 from unkey.tenancy import unscoped
 
@@ -62,3 +65,14 @@ def test_a_range_that_cannot_be_read_changes_nothing(shop: Tenant) -> None:
     assert shop("gateway.getBarrier", ENV) == OPEN
     with unscoped("test"):
         assert not AuditLog.objects.filter(event="environment.update").exists()
+
+
+def test_a_debug_header_is_signed_for_one_environment_and_a_while(shop: Tenant) -> None:
+    made = shop("gateway.createDebugHeader", {**ENV, "seconds": 60})
+    assert made["name"] == "X-Unkey-Debug"
+    (environment,) = Environment.objects.unscoped("test").filter(slug="production")
+    watching = Debugging([env.secret("AGENT_TOKEN")])
+    signed = made["value"].encode()
+    assert watching.allows(signed, environment.id, made["expiresAt"] - 60_000)
+    assert not watching.allows(signed, environment.id, made["expiresAt"])
+    assert not watching.allows(signed, "env_other", made["expiresAt"] - 60_000)

@@ -634,6 +634,7 @@ def test_any_document_makes_a_contract_that_judges_or_is_refused(
     assert fault is None or fault.kind.status in (400, 422)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_any_octets_are_values_or_refused(raw: bytes) -> None:
     query_pairs(raw)
@@ -646,6 +647,7 @@ def test_any_octets_are_values_or_refused(raw: bytes) -> None:
     assert value == json.loads(raw.decode())
 
 
+@settings(deadline=None)
 @given(
     st.recursive(_SCALARS, lambda below: st.lists(below) | st.dictionaries(st.text(), below), max_leaves=20)
 )
@@ -661,6 +663,7 @@ def test_json_is_read_as_it_was_written(value: Any) -> None:
     assert height >= 0
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab/{}%.", max_size=20), st.binary(max_size=30))
 def test_any_template_is_understood_or_refused_and_any_path_is_looked_up(template: str, path: bytes) -> None:
     with contextlib.suppress(Unfit):
@@ -669,6 +672,7 @@ def test_any_template_is_understood_or_refused_and_any_path_is_looked_up(templat
     Plan(contract).find(b"GET", path)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_octets_are_a_contract_or_refused(raw: bytes) -> None:
     with pytest.raises(Unfit):

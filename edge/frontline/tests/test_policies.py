@@ -1,14 +1,19 @@
 """Policies on real connections: bodies that are read first and sent on, barriers, traces."""
 
 import json
+import re
 import time
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge.frontline.requests import Requests
 from edge.sentinel.contract import Check, Contract, Media, Operation, pack
+from edge.sentinel.debugging import Debugging, sign
+from unkey import clock
 
 HOST = "shop.test"
 OPENAPI = {"id": "pol_1", "name": "fits", "enabled": True, "openapi": {"maxBodyBytes": 100_000}}
@@ -282,3 +287,52 @@ def test_credentials_of_the_query_and_of_other_headers_are_never_recorded(rig, l
     assert (row["path"], row["query"]) == ("/", "a=1&key=[REDACTED]")
     assert row["details"][0] == ["Host: shop.test", "X-Api-Key: [REDACTED]"]
     assert "s3" not in str(row)
+
+
+def test_who_has_a_signature_is_told_what_each_policy_did(rig, records, frontline):
+    records.switch(HOST, "d_1")
+    deny = {"name": "no", "enabled": True, "firewall": {"action": "ACTION_DENY"}}
+    records.guard(
+        "d_1",
+        {**deny, "id": "pol_1", "match": [{"path": {"path": {"exact": "/never"}}}]},
+        {**deny, "id": "pol_2", "firewall": {"action": "ACTION_LOG"}},
+        {**deny, "id": "pol_3", "match": [{"header": {"name": "X-Evil"}}]},
+    )
+    records.run("d_1", rig.origin())
+    client = rig.client(frontline(debugging=Debugging(["token", "earlier"])))
+    soon = clock.now_ms() // 1000 + 60
+
+    def trace(signed: str, *lines: bytes):
+        told = (b"X-Unkey-Debug: " + signed.encode(), *lines)
+        answer = client.send(GET.replace(b"\r\n\r\n", b"\r\n" + b"\r\n".join(told) + b"\r\n\r\n")).answer()
+        return answer[0], re.sub(r"us=\d+", "us=", answer[1].get("x-unkey-trace", ""))
+
+    for token in ("token", "earlier"):
+        assert trace(sign(token, "env_1", soon)) == (
+            200,
+            "pol_1;kind=firewall;outcome=skipped;us=, pol_2;kind=firewall;outcome=matched;us=, "
+            "pol_3;kind=firewall;outcome=skipped;us=",
+        )
+    assert trace(sign("token", "env_1", soon), b"X-Evil: 1") == (
+        403,
+        "pol_1;kind=firewall;outcome=skipped;us=, pol_2;kind=firewall;outcome=matched;us=, "
+        "pol_3;kind=firewall;outcome=refused;code=firewall_denied;us=",
+    )
+    right = sign("token", "env_1", soon)
+    for wrong in (
+        sign("other", "env_1", soon),
+        sign("token", "env_2", soon),
+        sign("token", "env_1", soon - 3600),
+        sign("token", "env_1", soon + 86_400),
+        right[:-1],
+        right.replace(".", ".0", 1),
+        "",
+        "x",
+    ):
+        assert trace(wrong) == (200, "")
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=100))
+def test_no_octets_are_a_signature(value):
+    assert not Debugging(["token"]).allows(value, "env_1", 0)

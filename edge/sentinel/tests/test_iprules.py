@@ -3,7 +3,7 @@
 from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edge.sentinel.decision import State, Unsupported
@@ -58,6 +58,7 @@ networks = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(networks, max_size=8), addresses)
 def test_a_set_of_ranges_has_what_one_of_them_has(ranges, address):
     mapped = [unmapped(each.network_address).version != each.version for each in ranges]
@@ -66,6 +67,7 @@ def test_a_set_of_ranges_has_what_one_of_them_has(ranges, address):
     assert (address in found) is any(address in each for each in ranges if each.version == address.version)
 
 
+@settings(deadline=None)
 @given(st.text() | st.binary().map(lambda raw: raw.decode("latin-1")))
 def test_any_text_is_a_range_or_is_refused(text):
     assert why_unsupported("ipRules", {"deny": [text]}) == "" or not _is_range(text)

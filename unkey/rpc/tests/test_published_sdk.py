@@ -31,6 +31,7 @@ OURS = {
     "deployments.getLastRequest",
     "deployments.listSteps",
     "environments.deleteEnvironment",
+    "gateway.createDebugHeader",
     "gateway.getBarrier",
     "gateway.setBarrier",
     "deployments.redeployDeployment",
