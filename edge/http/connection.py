@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
         self.deadline = self.server.now + self.server.limits.header_seconds
         if not self.server.joined(self):
             self.transport.abort()
-        elif self.server.draining:
+        elif self.server.draining and not self.server.gently:
             self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:

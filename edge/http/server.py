@@ -99,6 +99,7 @@ class Server:
         self.outbox = Outbox()
         self.connections: set[Connection | Http2Connection] = set()
         self.draining = False
+        self.gently = False
         self.now = time.monotonic()
         self.statuses: dict[int, int] = {}
         self.latencies = [0] * (len(LATENCY_BUCKETS) + 1)
@@ -252,7 +253,7 @@ class Server:
             gently: leave idle connections open as long: a request that is just on its way is answered, too,
                 and its answer ends the connection.
         """
-        self.draining = True
+        self.draining, self.gently = True, gently
         if self._listener is not None:
             self._listener.close()
         for connection in list(self.connections):

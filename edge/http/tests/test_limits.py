@@ -1,6 +1,7 @@
 """Clients that are slow, silent, or too many: each is bounded, and the others are served."""
 
 import socket
+import threading
 import time
 from ipaddress import ip_network
 
@@ -129,3 +130,19 @@ def test_a_body_that_is_too_large_for_its_route_is_refused_and_for_another_it_is
     chunked = b"POST / HTTP/1.1\r\nHost: %b\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n123456789\r\n0\r\n\r\n"
     assert rig.client(server).send(chunked % b"a.test").answer()[0] == 200
     assert rig.client(server).send(chunked % b"b.test").rest().startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_gentle_stop_answers_idle_connections_once_more(rig):
+    server = rig.serve(lambda request: request.respond(200, b"", b""))
+    idle = rig.client(server)
+    assert idle.send(GET).answer()[1].get("connection") is None
+    stopping = threading.Thread(target=rig.loop.run, args=(server.stop(gently=True),))
+    stopping.start()
+    while not rig.loop.call(lambda: server.draining):
+        time.sleep(0.01)
+    status, headers, _ = idle.send(GET).answer()
+    assert (status, headers["connection"]) == (200, "close")
+    assert idle.rest() == b""
+    idle.close()
+    stopping.join(PATIENCE)
+    assert not stopping.is_alive()
