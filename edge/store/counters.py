@@ -20,7 +20,7 @@ from pathlib import Path
 
 import structlog
 
-from edge.verify.limiter import Counter
+from edge.verify.limiter import Counter, Place
 
 log = structlog.get_logger("edge.store")
 
@@ -30,6 +30,7 @@ _WAYS = 8
 _MAGIC = b"UKCNTS1\n"
 _HEAD_BYTES = 4096
 _JOINED = 8  # offset in words of the number of times that a seat was taken
+_CHANGES = 9  # of a number that changes whenever somebody begins to count, or begins to count something
 
 
 class NoSeat(Exception):
@@ -45,6 +46,7 @@ class Counters:
 
     Attributes:
         cells: what this process writes: the limiter counts on at the place that `begin` returned.
+        changes: a number that changes whenever a process joins, or begins to count what it did not.
         machine: name of the machine for others, the same for all of its processes.
         seat: number of the seat.
         crowded: how often a counter found no place because its bucket was full.
@@ -66,6 +68,7 @@ class Counters:
             self._open_table(head)
             self.seat = self._sit()
             self._head[_JOINED] += 1
+            self.changes[0] += 1
         finally:
             # Mapping has duplicated the descriptor, which keeps the lock.
             fcntl.flock(head, fcntl.LOCK_UN)
@@ -95,6 +98,8 @@ class Counters:
                 for cell in range(at, at + 4):
                     cells[cell] = 0
                 self._marks[first + way] = mark
+                # Two at once may both write the same number: it is another one than before either of them.
+                self.changes[0] += 1
                 return at
         self.crowded += 1
         return -1
@@ -112,32 +117,18 @@ class Counters:
         self.cells[cell] = until
         return cell + 1
 
-    @property
-    def alone(self) -> bool:
-        """Whether no other process has, or had, a seat."""
+    def elsewhere(self, mark: int) -> tuple[Place, ...]:
+        """Return where other processes count a counter, until `changes` says that there may be more."""
         if self._head[_JOINED] != self._known:
             self._meet()
-        return not self._peers
-
-    def others(self, mark: int, until: int, duration: int) -> tuple[int, int]:
-        """Return what other processes counted of a window and of the one before it."""
-        current = previous = 0
-        if not self.alone:
-            first = mark % self._buckets * _WAYS
-            for marks, cells in self._peers:
-                row = marks[first : first + _WAYS].tolist()
-                if mark in row:
-                    at = (first + row.index(mark)) * 4
-                    even, count, odd, more = cells[at : at + 4].tolist()
-                    if even == until:
-                        current += count
-                    elif even == until - duration:
-                        previous += count
-                    if odd == until:
-                        current += more
-                    elif odd == until - duration:
-                        previous += more
-        return current, previous
+        first = mark % self._buckets * _WAYS
+        found = []
+        for marks, cells in self._peers:
+            row = marks[first : first + _WAYS].tolist()
+            if mark in row:
+                at = (first + row.index(mark)) * 4
+                found.append((cells, at))
+        return tuple(found)
 
     def close(self) -> None:
         """Leave the seat; what was counted stays."""
@@ -146,6 +137,7 @@ class Counters:
             cells.release()
         self._seen.clear()
         self._peers.clear()
+        self.changes.release()
         self._head.release()
         fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         os.close(self._descriptor)
@@ -161,6 +153,7 @@ class Counters:
         self._key = os.pread(descriptor, 16, 16)
         self.machine = os.pread(descriptor, 8, 32).hex()
         self._head = memoryview(mmap.mmap(descriptor, _HEAD_BYTES)).cast("Q")
+        self.changes = self._head[_CHANGES : _CHANGES + 1]
 
     def _sit(self) -> int:
         for seat in range(SEATS):

@@ -52,6 +52,10 @@ class Outcome(Struct, frozen=True, gc=False):
     reset: int
 
 
+Place = tuple[memoryview, int]
+"""Where somebody counts a counter: four words, `until` and count of one window, then of another."""
+
+
 class Sharing(Protocol):
     """Counts that processes of one machine see of each other, without waiting.
 
@@ -66,10 +70,8 @@ class Sharing(Protocol):
 
     #: Counts as this process writes them: one window's is at the number that `begin` returned.
     cells: memoryview
-
-    @property
-    def alone(self) -> bool:
-        """Whether nobody else has counted anything here."""
+    #: One number, which changes whenever somebody may have begun to count what they did not.
+    changes: memoryview
 
     def own(self, place: int, until: int) -> int:
         """Return what this process, or the one whose place it took, counted of a window."""
@@ -77,8 +79,8 @@ class Sharing(Protocol):
     def begin(self, place: int, sequence: int, until: int, count: int) -> int:
         """Write a window that begins, with what is known to be counted of it; return where its count is."""
 
-    def others(self, mark: int, until: int, duration: int) -> tuple[int, int]:
-        """Return what others counted of a window and of the one before it."""
+    def elsewhere(self, mark: int) -> tuple[Place, ...]:
+        """Return where others count a counter, as long as `changes` stays what it was before the call."""
 
 
 class Due(NamedTuple):
@@ -101,9 +103,13 @@ class Window:
         ends: end of the window that `current` is of, Unix milliseconds; 0: the limiter has forgotten it.
         far, far_previous: counted on other machines.
         mark, cell: of the counts that processes share; a cell of -1: nobody else sees this one.
+        elsewhere: where other processes of the machine count, as of `seen`.
     """
 
-    __slots__ = ("cell", "current", "ends", "far", "far_previous", "mark", "previous")
+    __slots__ = (
+        *("cell", "current", "elsewhere", "ends", "far", "far_previous", "mark", "previous"),
+        "seen",
+    )
 
     def __init__(self, ends: int, mark: int) -> None:
         self.ends = ends
@@ -113,6 +119,8 @@ class Window:
         self.far_previous = 0
         self.mark = mark
         self.cell = -1
+        self.elsewhere: tuple[Place, ...] = ()
+        self.seen = 0
 
 
 class Limiter:
@@ -153,9 +161,11 @@ class Limiter:
     def sharing(self, sharing: Sharing | None) -> None:
         self._sharing = sharing
         self._cells = memoryview(b"") if sharing is None else sharing.cells
+        self._changes: Sequence[int] = (0,) if sharing is None else sharing.changes
         for counter, window in (*self._windows.items(), *self._older.items()):
             window.cell = -1
             window.mark = 0 if sharing is None else sharing.mark(counter)
+            window.elsewhere, window.seen = (), 0
 
     def check(self, limit: Limit, now_ms: int) -> Outcome:
         """Ask one limit and count its cost if it passes.
@@ -243,14 +253,13 @@ class Limiter:
             self._look_over(_LOOKED_AT * self._new, now_ms)
         if len(windows) != len(limits):
             windows[:] = [self._window(limit.counter, now_ms) for limit in limits]
-        sharing = self._sharing
-        alone = self._touched is None and (sharing is None or sharing.alone)
+        changes, far = self._changes[0], self._touched is not None
         taken: list[int] = []
         for place, limit in enumerate(limits):
             window = windows[place]
             if now_ms >= window.ends:
                 window = windows[place] = self._window(limit.counter, now_ms)
-            if not alone:
+            if far or window.elsewhere or window.seen != changes:
                 count = self._counted(window, limit.counter[3], now_ms)
             elif window.previous:
                 count = window.current + _left(window.previous, window.ends, limit.counter[3], now_ms)
@@ -379,13 +388,23 @@ class Limiter:
 
     def _counted(self, window: Window, duration: int, now_ms: int) -> int:
         """Return what weighs on a check at a moment: of the window, and what is left of the one before."""
-        sharing = self._sharing
         current = window.current + window.far
         previous = window.previous + window.far_previous
-        if sharing is not None and not sharing.alone:
-            others = sharing.others(window.mark, window.ends + duration, duration)
-            current += others[0]
-            previous += others[1]
+        changes = self._changes[0]
+        if window.seen != changes and self._sharing is not None:
+            window.elsewhere = self._sharing.elsewhere(window.mark)
+            window.seen = changes
+        for cells, at in window.elsewhere:
+            until = window.ends + duration
+            even, count, odd, more = cells[at : at + 4].tolist()
+            if even == until:
+                current += count
+            elif even == window.ends:
+                previous += count
+            if odd == until:
+                current += more
+            elif odd == window.ends:
+                previous += more
         return current + _left(previous, window.ends, duration, now_ms) if previous else current
 
 
