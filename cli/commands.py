@@ -33,7 +33,9 @@ def login(options: argparse.Namespace, terminal: Terminal) -> int:
     if not key:
         key = getpass.getpass("root key: ") if sys.stdin.isatty() else sys.stdin.readline().strip()
     if not key:
-        terminal.error("no root key was given")
+        terminal.error(
+            "no root key was given", ["name one with --root-key or UNKEY_ROOT_KEY, or type it when asked"]
+        )
         return USAGE
     Client(url, key).call("projects.listProjects", {"limit": 1})
     file = config.save(config.Login(url=url, root_key=key))
@@ -63,7 +65,7 @@ def promote(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
         link = resolve(options, Path.cwd())
         ready = client.call("deployments.listDeployments", {**link.fields(), "status": ["ready"], "limit": 1})
         if not ready:
-            terminal.error("no deployment is ready")
+            terminal.error("no deployment is ready", ["`unkey ps` lists all; `unkey deploy` makes one"])
             return FAILED
         target = ready[0]["id"]
     return _switch(client, "promote", target, options, terminal)
@@ -98,7 +100,7 @@ def cancel(client: Client, options: argparse.Namespace, terminal: Terminal) -> i
     if status in ("cancelled", "stopped"):  # one that was being woken sleeps again
         terminal.line(f"{terminal.paint('✓', 'green')} {target} is {status}")
         return OK
-    terminal.error(f"{target} had ended before: it is {status}")
+    terminal.error(f"{target} had ended before: it is {status}", ["`unkey ps` lists all deployments"])
     return FAILED
 
 
@@ -164,11 +166,16 @@ def logs(client: Client, options: argparse.Namespace, terminal: Terminal) -> int
         link = resolve(options, Path.cwd())
         rows = client.call("deployments.listDeployments", {**link.fields(), "limit": 100})
         if not rows:
-            terminal.error(f"nothing has been deployed to {link.environment} yet")
+            terminal.error(f"nothing has been deployed to {link.environment} yet", ["`unkey deploy` does it"])
             return FAILED
         target = next((row["id"] for row in rows if row["isCurrent"]), rows[0]["id"])
-    lines = client.call("deployments.getLogs", {"deploymentId": target, "tail": options.tail})["lines"]
+    answer = client.call("deployments.getLogs", {"deploymentId": target, "tail": options.tail})
+    lines = answer["lines"]
     _print_lines(lines, terminal)
+    if answer.get("note"):
+        terminal.note(answer["note"])
+    elif not lines:
+        terminal.note(f"{target} has written nothing that is still kept")
     terminal.document(lines)
     while options.follow:
         time.sleep(1)
@@ -201,7 +208,7 @@ def env_set(client: Client, options: argparse.Namespace, terminal: Terminal) -> 
     for assignment in options.assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
-            terminal.error(f"{assignment!r} is not NAME=VALUE")
+            terminal.error(f"{assignment!r} is not NAME=VALUE", ["write for example GREETING=hello"])
             return USAGE
         variables.append(
             {"key": key, "value": value, "kind": "recoverable" if options.readable else "writeonly"}
@@ -223,10 +230,14 @@ def env_rm(client: Client, options: argparse.Namespace, terminal: Terminal) -> i
 
 
 def _before_current(client: Client, link: Link) -> str | None:
-    rows = client.call("deployments.listDeployments", {**link.fields(), "status": ["ready"], "limit": 100})
+    # What was replaced half an hour ago sleeps: it is started again.
+    asked = {**link.fields(), "status": ["ready", "stopped"], "limit": 100}
+    rows = client.call("deployments.listDeployments", asked)
     current = next((index for index, row in enumerate(rows) if row["isCurrent"]), None)
     earlier = rows[current + 1 :] if current is not None else []
-    return next((row["id"] for row in earlier if "rollback" in row["availableActions"]), None)
+    offered = [row["id"] for row in earlier if "rollback" in row["availableActions"]]
+    # Where none is offered the API says why.
+    return next(iter([*offered, *(row["id"] for row in earlier)]), None)
 
 
 def _target(

@@ -24,7 +24,7 @@ def deploy(client: Client, options: argparse.Namespace, terminal: Terminal) -> i
 
     folder = Path(options.folder)
     if not folder.is_dir():
-        terminal.error(f"{folder} is not a folder")
+        terminal.error(f"{folder} is not a folder", ["name the folder that holds the source"])
         return 2
     link = resolve(options, folder)
     began = time.monotonic()

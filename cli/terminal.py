@@ -80,6 +80,11 @@ class Terminal:
             print(f"  {detail}", file=sys.stderr)
         sys.stderr.flush()
 
+    def note(self, text: str) -> None:
+        """Print on standard error what is not the answer itself."""
+        self._clear()
+        print(text, file=sys.stderr, flush=True)
+
     def _clear(self) -> None:
         if self._pending:
             print("\r\x1b[2K", end="")

@@ -14,6 +14,7 @@ from unkey.errors import Violation
 
 # Those that the published API lists; the console lists the others, too.
 PUBLISHED = ("promote", "rollback", "stop", "start")
+CHANGE_SETTINGS = "Change the environment's settings and deploy again."
 ALL = (*PUBLISHED, "cancel", "approve", "redeploy")
 
 
@@ -152,8 +153,9 @@ def check_deploy(
     if not regions:
         reasons.append("No regions configured. Please configure at least one region before deploying.")
     if reasons:
+        advice = f". {CHANGE_SETTINGS}" if regions else ""
         raise errors.InvalidEnvironmentSettings(
-            f'environment "{environment.slug}" is not deployable: {"; ".join(reasons)}',
+            f'environment "{environment.slug}" is not deployable: {"; ".join(reasons)}{advice}',
             violations=tuple(Violation(reason, "body.environment") for reason in reasons),
         )
     return regions

@@ -78,12 +78,12 @@ DEPLOYMENT = obj(
 )
 
 
-_READ = T("environment.{environment}.read_deployment")
-
-
 def _rule(action: str) -> Rule:
     path = "projects/{project}/apps/{app}/environments/{environment}/deployments/{deployment}"
     return T(f"environment.{{environment}}.{action}") | U(f"{path}#{action}")
+
+
+_READ = _rule("read_deployment")
 
 
 @route(
@@ -166,7 +166,8 @@ def get_deployment(call: Call) -> JSON:
         }
     ),
     response=array(DEPLOYMENT, most=100),
-    permission=T("environment.*.read_deployment"),
+    permission=T("environment.*.read_deployment")
+    | U("projects/*/apps/*/environments/*/deployments/*#read_deployment"),
     paginated=True,
     errors=[*_NOT_FOUND],
 )

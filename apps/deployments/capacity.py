@@ -51,8 +51,13 @@ def check_quota(deployment: Deployment, limits: Limits, instances: int) -> None:
         ("Memory", "memoryMib", limits.memory_mib_max),
         ("Storage", "storageMib", limits.storage_mib_max),
     ):
-        if taken[setting] + deployment.settings[setting] * instances > limit:
+        asked = deployment.settings[setting] * instances
+        if taken[setting] + asked > limit:
+            unit = "millicores" if name == "CPU" else "MiB"
             raise Terminal(
                 f"{name.lower()}_quota_exceeded",
-                f"We are unable to deploy this application as you have exceeded your {name} quota.",
+                f"We are unable to deploy this application as you have exceeded your {name} quota: it asks for "
+                f"{asked} {unit}, and {taken[setting]} of {limit} are taken. Stop previews that are not needed "
+                "(`unkey stop`), give the environment less or fewer instances, or ask your operator for a larger "
+                "quota; then deploy again.",
             )

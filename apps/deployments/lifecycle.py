@@ -20,7 +20,14 @@ State = Deployment.DesiredState
 
 STEPS = ("queued", "starting", "building", "deploying", "network", "finalizing")
 ERROR_MAX = 512
-SUPERSEDED = "superseded by newer commit"
+SUPERSEDED = (
+    "superseded by newer commit: `unkey ps` shows that one, and `unkey redeploy` with this one's id and --force "
+    "deploys this one after all."
+)
+CANCELLED = "Cancelled by user. `unkey redeploy` with its id deploys it after all."
+SUSPENDED = "The workspace was suspended. Ask your operator to resume it, and deploy again."
+APP_DELETED = "The app was deleted. Deploy to another one, or create it anew."
+ENVIRONMENT_DELETED = "The environment was deleted. Deploy to another one, or create it anew."
 # What an owner is told when something of ours went wrong in a step.
 ACCIDENTS = {
     "queued": "Failed to read from database.",

@@ -184,7 +184,9 @@ def newest(
     if cursor:
         first = Deployment.objects.filter(pk=cursor).values_list("created_at", "id").first()
         if first is None:
-            raise errors.InvalidInput("The cursor is not one that a previous page returned.")
+            raise errors.InvalidInput(
+                "The cursor is not one that a previous page returned. Begin with the first page, without one."
+            )
         made, identifier = first
         rows = rows.filter(Q(created_at__lt=made) | Q(created_at=made, id__lte=identifier))
     page = list(rows.order_by("-created_at", "-id")[: limit + 1])

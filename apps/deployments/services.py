@@ -20,7 +20,6 @@ Status = Deployment.Status
 State = Deployment.DesiredState
 Trigger = Deployment.Trigger
 
-CANCELLED_BY_USER = "Cancelled by user"
 MAX_IMAGE = 512  # characters of an image reference
 MAX_MESSAGE = 16_384  # characters of what an agent says about an instance
 
@@ -180,7 +179,7 @@ def cancel(deployment: Deployment, *, actor: Actor) -> Deployment:
         if deployment.status in Deployment.TERMINAL:
             return deployment
         if deployment.finished_at is None:
-            lifecycle.give_up(deployment, Status.CANCELLED, CANCELLED_BY_USER)
+            lifecycle.give_up(deployment, Status.CANCELLED, lifecycle.CANCELLED)
             lifecycle.cancel_deploy(deployment.id)
         else:
             # Production is never started by hand: only a request can wake it.

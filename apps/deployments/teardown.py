@@ -28,7 +28,6 @@ BATCH = 20
 POLL_SECONDS = 2.0
 DRAIN_SECONDS = 300.0
 SUSPEND, ARCHIVE = "suspend", "archive"
-WHY = "The workspace was suspended."
 _SWITCHES = ("deploy", "rollback", "promote", "wake")
 _GOING = (State.PENDING, State.RUNNING, State.WAITING, State.COMPENSATING)
 Status = Deployment.Status
@@ -119,7 +118,7 @@ def end_switches(run: Run) -> Wait | None:
         lifecycle.lock_app(app_id)
         deployment = lifecycle.lock(deployment_id)
         if deployment.finished_at is None:
-            lifecycle.give_up(deployment, Status.CANCELLED, WHY)
+            lifecycle.give_up(deployment, Status.CANCELLED, lifecycle.SUSPENDED)
         elif deployment.status not in Deployment.TERMINAL:  # it was being started again
             lifecycle.set_status(deployment, Status.READY)
     runs = WorkflowRun.objects.filter(workspace_id=workspace_id, service__in=_SWITCHES, state__in=_GOING)

@@ -16,6 +16,7 @@ from apps.cluster.models import Region
 from apps.cluster.queries import edges_applied
 from apps.cluster.versions import stamp
 from apps.deployments import (
+    actions,
     capacity,
     compatibility,
     desired_state,
@@ -43,6 +44,7 @@ EDGES_DEADLINE_SECONDS = 60.0
 SLOT_DEADLINE_SECONDS = 3600.0
 SLOT_POLL_SECONDS = 60.0  # for what no topic tells: a limit was raised, a holder died
 LAST_LINES = 20
+WHY_CHARACTERS = 3000  # of a failure, before what to do: a run keeps 4000
 STOPPED_AGAIN = "The deployment was stopped again before it was awake. Ask once more if it should run."
 PROJECT = "project"
 # Failures whose message is for the owner; every other one is an accident of ours.
@@ -107,7 +109,7 @@ def check_settings(run: Run) -> JSON:
     deployment = _alive(run)
     violations = lifecycle.runtime_violations(deployment.settings)
     if violations:
-        raise Terminal("invalid_runtime_settings", violations[0])
+        raise Terminal("invalid_runtime_settings", f"{'; '.join(violations)}. {actions.CHANGE_SETTINGS}")
     lifecycle.next_step(deployment, "starting", "building")
     return None
 
@@ -119,9 +121,9 @@ def _detect(run: Run) -> JSON:
     try:
         plan: JSON = detection.plan_snapshot(deployment.workspace_id, deployment.image, deployment.settings)
     except detection.NothingToRun as nothing:
-        raise Terminal("build_failed", str(nothing)) from nothing
+        raise Terminal("build_failed", f"{nothing} Mend that and deploy again.") from nothing
     except errors.Fault as fault:
-        raise Terminal("build_failed", fault.detail) from fault
+        raise Terminal("build_failed", f"{fault.detail} Mend that and deploy again.") from fault
     return plan
 
 
@@ -189,7 +191,8 @@ def _last_words(run: Run) -> JSON:
         return None
     deployment = _read(run)
     lines, _ = logs.fetch(queries.agents(deployment), deployment.id, LAST_LINES)
-    return [str(line.get("text", "")) for line in lines if line.get("stream") != "agent"]
+    # A program may write a megabyte into a line: who lists deployments shall not read it each time.
+    return [lifecycle.cut(str(line.get("text", ""))) for line in lines if line.get("stream") != "agent"]
 
 
 @step(outside=_last_words, timeout=30)
@@ -209,7 +212,7 @@ def wait_for_instances(run: Run, last_lines: list[str] | None) -> "JSON | Wait":
         return _until_instances_change(deployment)
     if last_lines is None:  # it got hopeless after the outside part had looked: look again
         return Wait(seconds=0)
-    raise Terminal("instances_failed" if found.hopeless else "timeout", _why(found, last_lines))
+    raise Terminal("instances_failed" if found.hopeless else "timeout", _why(found, deployment, last_lines))
 
 
 @step
@@ -396,7 +399,7 @@ def wait_for_target(run: Run) -> "JSON | Wait":
     if found.ready:
         return None
     if found.hopeless or run.wait_expired:
-        raise Terminal("deployment_not_ready", _why(found, []))
+        raise Terminal("deployment_not_ready", _why(found, target, []))
     return _until_instances_change(target)
 
 
@@ -506,12 +509,15 @@ def wait_until_edges_know(run: Run) -> "JSON | Wait":
 def _until_healthy(run: Run, deployment: Deployment) -> Wait | None:
     """Return what to wait for until a deployment that wakes is healthy; None: it is."""
     if deployment.status != Status.DEPLOYING:
-        raise Terminal(deployment.status, f"The deployment has been {deployment.status} meanwhile.")
+        raise Terminal(
+            deployment.status,
+            f"The deployment has been {deployment.status} meanwhile. Ask once more if it should run.",
+        )
     found = queries.readiness(deployment.id)
     if found.ready:
         return None
     if found.hopeless or run.wait_expired:
-        raise Terminal("deployment_not_ready", _why(found, []))
+        raise Terminal("deployment_not_ready", _why(found, deployment, []))
     return _until_instances_change(deployment)
 
 
@@ -565,11 +571,11 @@ def _alive(run: Run) -> Deployment:
     if deployment.status in Deployment.TERMINAL:
         raise Terminal(deployment.status, f"The deployment has been {deployment.status} meanwhile.")
     if deployment.app.deleting_at or deployment.project.deleting_at:
-        raise Terminal(Status.CANCELLED, "The app was deleted.")
+        raise Terminal(Status.CANCELLED, lifecycle.APP_DELETED)
     if deployment.environment.deleting_at:
-        raise Terminal(Status.CANCELLED, "The environment was deleted.")
+        raise Terminal(Status.CANCELLED, lifecycle.ENVIRONMENT_DELETED)
     if deployment.workspace.suspended_at:
-        raise Terminal(Status.CANCELLED, "The workspace was suspended.")
+        raise Terminal(Status.CANCELLED, lifecycle.SUSPENDED)
     return deployment
 
 
@@ -607,7 +613,7 @@ def _until_edges_apply() -> Wait:
     return Wait(seconds=EDGES_POLL_SECONDS, deadline=EDGES_DEADLINE_SECONDS)
 
 
-def _why(found: queries.Readiness, last_lines: list[str]) -> str:
+def _why(found: queries.Readiness, deployment: Deployment, last_lines: list[str]) -> str:
     if found.hopeless:
         told = [f"{region}: {message}" if message else region for region, message in found.failed.items()]
         sentence = f"Instances failed to start. {'; '.join(told)}"
@@ -621,7 +627,15 @@ def _why(found: queries.Readiness, last_lines: list[str]) -> str:
     if found.gone:
         sentence += f" {found.gone}"
     missing = [line for line in last_lines if line not in sentence]
-    return "\n".join([sentence, *missing])
+    again = "deploy again" if deployment.finished_at is None else "ask once more"
+    advice = f"`unkey logs {deployment.id}` shows what it wrote. Mend that and {again}."
+    told = _middle_left_out("\n".join([sentence, *missing]), WHY_CHARACTERS)
+    return told if found.gone else f"{told}\n{advice}"
+
+
+def _middle_left_out(text: str, most: int) -> str:
+    left, right = text[: most // 2], text[-most // 2 :]
+    return text if len(text) <= most else f"{left}\n...\n{right}"
 
 
 def _make_current(app: App, deployment: Deployment, *, rolled_back: bool) -> str | None:

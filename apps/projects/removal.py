@@ -23,7 +23,6 @@ from unkey.actors import Actor
 
 BATCH = 50
 SLUG_MAX = 255
-WHY = "The environment was deleted."
 _GOING = (State.PENDING, State.RUNNING, State.WAITING, State.COMPENSATING)
 
 
@@ -61,7 +60,7 @@ def stop_deployments(environments: Sequence[str]) -> bool:
     lifecycle.hold_streams([deployment.id for deployment in deployments])
     for deployment in deployments:
         lifecycle.cancel_scheduled(deployment)
-        lifecycle.give_up(deployment, Deployment.Status.CANCELLED, WHY)
+        lifecycle.give_up(deployment, Deployment.Status.CANCELLED, lifecycle.ENVIRONMENT_DELETED)
         lifecycle.set_desired_state(deployment, Deployment.DesiredState.STOPPED)
     return bool(found)
 

@@ -247,6 +247,38 @@ def test_logs_are_those_of_the_environment_that_was_named(server: Server, unkey:
     assert server.asked[1][2]["deploymentId"] == "d_new"
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ({"lines": [], "note": "The agent of region fra did not answer."}, "The agent of region fra"),
+        ({"lines": []}, "d_1 has written nothing that is still kept"),
+    ],
+)
+def test_logs_without_a_line_say_why(server: Server, unkey: Unkey, answer: dict[str, Any], told: str) -> None:
+    server.answers["deployments.getLogs"] = data(answer)
+    done = unkey("logs", "d_1", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize(("offered", "target"), [({"d_asleep": ["rollback"]}, "d_asleep"), ({}, "d_newest")])
+def test_rollback_takes_the_one_before_also_when_it_sleeps_and_lets_the_api_say_why_not(
+    server: Server, unkey: Unkey, offered: dict[str, list[str]], target: str
+) -> None:
+    rows = [
+        {"id": name, "isCurrent": name == "d_live", "availableActions": offered.get(name, [])}
+        for name in ("d_later", "d_live", "d_newest", "d_asleep")
+    ]
+    server.answers |= {
+        "deployments.listDeployments": data(rows, pagination={"hasMore": False}),
+        "deployments.rollbackDeployment": refusal(412, "A promote was asked for before."),
+    }
+    done = unkey("rollback", "--project", "abc", "--url", server.url, UNKEY_ROOT_KEY="k")
+    assert (done.returncode, "A promote was asked for before." in done.stderr) == (1, True)
+    assert server.asked[0][2]["status"] == ["ready", "stopped"]
+    assert server.asked[1][2] == {"deploymentId": target}
+
+
 def test_stop_takes_the_newest_that_can_be_stopped_and_waits_until_it_is(
     server: Server, unkey: Unkey
 ) -> None:

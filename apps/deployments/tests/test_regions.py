@@ -79,7 +79,9 @@ def test_the_quota_counts_the_most_that_may_run_in_all_regions_together(platform
     error = platform.get(failed)["error"]
     assert (error["code"], error["message"]) == (
         "cpu_quota_exceeded",
-        "We are unable to deploy this application as you have exceeded your CPU quota.",
+        "We are unable to deploy this application as you have exceeded your CPU quota: it asks for 1250 millicores, "
+        "and 0 of 1249 are taken. Stop previews that are not needed (`unkey stop`), give the environment less or "
+        "fewer instances, or ask your operator for a larger quota; then deploy again.",
     )
     platform.limit(cpu_millicores_max=5 * 250)
     made = platform.create()

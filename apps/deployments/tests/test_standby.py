@@ -7,6 +7,7 @@ import pytest
 from django.db import transaction
 
 from apps.audit.models import AuditLog
+from apps.cluster import queries
 from apps.cluster.models import Edge
 from apps.cluster.services import agent_heartbeat
 from apps.deployments import desired_state, lifecycle, standby
@@ -27,8 +28,9 @@ SECOND = timedelta(seconds=1)
 
 
 @pytest.fixture
-def edge() -> Edge:
-    """An edge that has told of all its requests up to now."""
+def edge(monkeypatch: pytest.MonkeyPatch) -> Edge:
+    """An edge that has told of all its requests up to now; it lives as long as a slow machine takes for a test."""
+    monkeypatch.setattr(queries, "LIVE_WITHIN", MINUTE)
     now = clock.now()
     return Edge.objects.create(id="edge-1", region_name="local", counted_at=now, last_seen_at=now)
 

@@ -9,7 +9,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from apps.audit.models import AuditLog
-from apps.deployments import teardown
+from apps.deployments import lifecycle, teardown
 from apps.deployments.models import Deployment, Suspension, Topology
 from apps.deployments.tests.conftest import Platform
 from apps.projects.models import App
@@ -122,7 +122,7 @@ def test_a_creation_that_commits_in_the_same_moment_leaks_nothing(platform: Plat
     drain()
     row = platform.row(late)
     assert row.status == "cancelled"
-    assert row.steps.latest("started_at").error == "The workspace was suspended."
+    assert row.steps.latest("started_at").error == lifecycle.SUSPENDED
     assert wanted(platform) == set()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from apps.deployments import services
+from apps.deployments import lifecycle, services
 from apps.deployments.models import Deployment
 from apps.deployments.tests.conftest import Platform
 from apps.projects.models import Environment
@@ -235,7 +235,7 @@ def test_cancel(platform: Platform, status: str) -> None:
     assert target not in platform.routes().values()
     steps = platform.tenant("deployments.listSteps", {"deploymentId": target})["steps"]
     assert steps[-1]["status"] == "failed"
-    assert steps[-1]["error"] == "Cancelled by user"
+    assert steps[-1]["error"] == lifecycle.CANCELLED
     assert ask(platform, "cancel", target) == ACCEPTED
 
 
@@ -316,7 +316,7 @@ def test_a_wake_that_is_cancelled_goes_back_to_sleep(platform: Platform) -> None
     assert platform.row(made).desired_state == "stopped"
     told = platform.tenant("deployments.getLastRequest", {"deploymentId": made})
     assert (told["kind"], told["status"]) == ("start", "failed")
-    assert told["message"] == "The deployment has been stopped meanwhile."
+    assert told["message"] == "The deployment has been stopped meanwhile. Ask once more if it should run."
     assert ask(platform, "start", made) == ACCEPTED
 
 
@@ -433,7 +433,7 @@ def test_a_new_commit_ends_what_of_its_branch_has_not_begun(
     assert platform.get(pending)["status"] == "superseded"
     assert platform.get(other)["status"] == "pending"
     steps = platform.tenant("deployments.listSteps", {"deploymentId": pending})["steps"]
-    assert [(step["step"], step["error"]) for step in steps] == [("queued", "superseded by newer commit")]
+    assert [(step["step"], step["error"]) for step in steps] == [("queued", lifecycle.SUPERSEDED)]
     drain()
     assert platform.get(pending)["status"] == "superseded"
     platform.finish(newest)

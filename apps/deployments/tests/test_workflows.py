@@ -9,6 +9,7 @@ import pytest
 from apps.audit.models import AuditLog
 from apps.cluster.models import Edge, Stream
 from apps.cluster.services import agent_heartbeat
+from apps.deployments import lifecycle
 from apps.deployments.models import Deployment, OpenapiSpec, ScheduledChange, Topology
 from apps.deployments.tests.conftest import Platform, Programs
 from apps.projects.models import App, Environment
@@ -115,7 +116,8 @@ def test_a_program_that_exits_fails_with_its_last_log_lines_and_is_stopped(
     assert error["code"] == "unknown"
     assert error["step"] == "deploying"
     assert error["message"] == (
-        f"Instances failed to start. {env.REGION}: exited with status 1\nKeyError: 'DATABASE'"
+        f"Instances failed to start. {env.REGION}: exited with status 1\nKeyError: 'DATABASE'\n"
+        f"`unkey logs {failed}` shows what it wrote. Mend that and deploy again."
     )
     assert programs.asked == [(f"/logs?deployment={failed}&tail=20", f"Bearer {env.secret('AGENT_TOKEN')}")]
     assert Topology.objects.get(deployment_id=failed).desired_status == "stopped"
@@ -123,6 +125,24 @@ def test_a_program_that_exits_fails_with_its_last_log_lines_and_is_stopped(
     assert Topology.objects.get(deployment_id=live).desired_status == "running"
     steps = platform.tenant("deployments.listSteps", {"deploymentId": failed})["steps"]
     assert steps[-1]["status"] == "failed"
+
+
+def test_the_last_words_of_a_program_are_short_whatever_it_wrote(
+    platform: Platform, programs: Programs
+) -> None:
+    lines = [{"time": 1, "instance": "a", "stream": "output", "text": "x" * 1_000_000}] * 20
+    programs.answers["/logs"] = (200, json.dumps({"lines": lines}).encode())
+    agent_heartbeat("agent-1", region=env.REGION, url=f"http://{programs.address}", applied={})
+    failed = platform.create()
+    drain()
+    platform.report(failed, "failed", "exited with status 1")
+    drain()
+    told = platform.get(failed)["error"]["message"]
+    assert told.startswith(f"Instances failed to start. {env.REGION}: exited with status 1\n{'x' * 509}...\n")
+    assert told.endswith(
+        f"{'x' * 509}...\n`unkey logs {failed}` shows what it wrote. Mend that and deploy again."
+    )
+    assert len(told) < 4000
 
 
 def test_a_program_that_never_listens_fails_at_the_deadline(platform: Platform) -> None:
@@ -138,7 +158,8 @@ def test_a_program_that_never_listens_fails_at_the_deadline(platform: Platform) 
         shown = platform.get(made)
     assert shown["status"] == "failed"
     assert shown["error"]["message"] == (
-        "Not enough regions became healthy within 900 s: 0 of 1 required. nothing listens on port 8080"
+        "Not enough regions became healthy within 900 s: 0 of 1 required. nothing listens on port 8080\n"
+        f"`unkey logs {made}` shows what it wrote. Mend that and deploy again."
     )
     assert Topology.objects.get(deployment_id=made).desired_status == "stopped"
 
@@ -368,7 +389,7 @@ def test_a_commit_with_a_newer_one_on_its_branch_is_superseded(platform: Platfor
     assert platform.routes()["shop-git-main"] == newer
     assert platform.routes()[f"shop-git-{'b' * 7}"] == newer
     steps = platform.tenant("deployments.listSteps", {"deploymentId": older})["steps"]
-    assert [(step["step"], step["error"]) for step in steps] == [("queued", "superseded by newer commit")]
+    assert [(step["step"], step["error"]) for step in steps] == [("queued", lifecycle.SUPERSEDED)]
 
 
 def test_nothing_is_retired_before_every_live_edge_has_the_new_routes(platform: Platform) -> None:
@@ -438,7 +459,9 @@ def test_a_quota_that_is_exceeded_names_which(platform: Platform) -> None:
     assert platform.get(second)["error"] == {
         "code": "memory_quota_exceeded",
         "step": "deploying",
-        "message": "We are unable to deploy this application as you have exceeded your Memory quota.",
+        "message": "We are unable to deploy this application as you have exceeded your Memory quota: it asks for 256 "
+        "MiB, and 256 of 400 are taken. Stop previews that are not needed (`unkey stop`), give the environment less "
+        "or fewer instances, or ask your operator for a larger quota; then deploy again.",
     }
     assert not Topology.objects.filter(deployment_id=second).exists()
 

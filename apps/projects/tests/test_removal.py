@@ -10,6 +10,7 @@ from django.db import models
 
 from apps.audit.models import AuditLog
 from apps.cluster.models import Agent, Edge, Region, Stream
+from apps.deployments import lifecycle
 from apps.deployments.models import Deployment, Instance, OpenapiSpec, Topology
 from apps.deployments.tests.conftest import Platform, Programs
 from apps.projects import removal
@@ -179,7 +180,7 @@ def test_a_deployment_that_is_under_way_is_cancelled_and_says_why(platform: Plat
     drain()
     row = rows.get(pk=made)
     assert (row.status, row.desired_state) == ("cancelled", "stopped")
-    assert row.steps.get(step="deploying").error == removal.WHY
+    assert row.steps.get(step="deploying").error == lifecycle.ENVIRONMENT_DELETED
     assert WorkflowRun.objects.get(service="deploy").state == "cancelled"
     assert Topology.objects.get(deployment=made).desired_status == "stopped"
 
