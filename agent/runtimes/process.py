@@ -51,6 +51,7 @@ from unkey.errors import InvalidSnapshot
 PORTS = range(20_000, 32_000)
 LOG_BYTES = 10 * 1024 * 1024
 LOG_READ_BYTES = 1024 * 1024
+LINE_CHARACTERS = 16 * 1024
 MEMORY_LOOK_SECONDS = 2.0
 NOFILE = 65_536
 NICE = 5
@@ -501,6 +502,11 @@ def _bound_log(instance: Instance) -> None:
     instance.sizes.clear()
 
 
+def _cut(line: str) -> str:
+    left = len(line) - LINE_CHARACTERS
+    return line if left <= 0 else f"{line[:LINE_CHARACTERS]}… and {left} characters more"
+
+
 def _read_log(instance: Instance, tail: int) -> list[LogLine]:
     lines: list[LogLine] = []
     for path in (instance.folder / "log.1", instance.log):
@@ -524,7 +530,7 @@ def _read_log(instance: Instance, tail: int) -> list[LogLine]:
                 break
             while sizes and sizes[0][0] < offset - 1:
                 sizes.pop(0)
-            text = raw.decode("utf-8", "replace").rstrip("\r")
+            text = _cut(raw.decode("utf-8", "replace").rstrip("\r"))
             lines.append(
                 LogLine(
                     time=min(sizes[0][1] if sizes else written, written),

@@ -11,7 +11,7 @@ import pytest
 from agent import health
 from agent.runtimes import process
 from agent.runtimes.base import Order, StartFailed
-from agent.runtimes.process import LOG_BYTES, ProcessRuntime
+from agent.runtimes.process import LINE_CHARACTERS, LOG_BYTES, ProcessRuntime
 from agent.tests import programs
 from agent.tests.conftest import control_for
 from agent.tests.control import LIMITS
@@ -196,6 +196,19 @@ def test_log_is_bounded_and_keeps_its_end(make, order, root):
         assert sum(path.stat().st_size for path in files) <= LOG_BYTES
         assert [line.text for line in await runtime.logs("i_1", 1)] == ["the end"]
         assert len(await runtime.logs("i_1", 5000)) == 5000
+        await runtime.stop("i_1", "SIGKILL", 0.0)
+
+    make.run(scenario)
+
+
+def test_a_line_without_end_does_not_hide_the_others(make, order, root):
+    async def scenario():
+        runtime = make()
+        await runtime.start(order(programs.MUTE))
+        with (root / "instances/i_1/log").open("ab") as log:
+            log.write(b"before\n" + b"x" * (LINE_CHARACTERS + 7) + b"\nafter\n")
+        read = [line.text for line in await runtime.logs("i_1", 3)]
+        assert read == ["before", "x" * LINE_CHARACTERS + "… and 7 characters more", "after"]
         await runtime.stop("i_1", "SIGKILL", 0.0)
 
     make.run(scenario)
