@@ -132,29 +132,38 @@ def prune(older_than: timedelta) -> int:
     """
     before = clock.now() - older_than
     deleted = 0
-    kept: set[str] = set()
-    while batch := _old_runs(before, kept):
-        spoken_for = {run_id for referred in _referred for run_id in referred(batch)}
-        kept |= spoken_for
-        unwanted = [run_id for run_id in batch if run_id not in spoken_for]
-        with transaction.atomic():
-            WorkflowStep.objects.filter(run_id__in=unwanted).delete()
-            WorkflowRun.objects.filter(id__in=unwanted).delete()
-        deleted += len(unwanted)
+    while found := _prune_runs(before):  # once more: children go after their parents, which ended later
+        deleted += found
     _prune_keys()
     _prune_topics(before)
     return deleted
 
 
-def _old_runs(before: datetime, kept: set[str]) -> list[str]:
+def _prune_runs(before: datetime) -> int:
+    deleted = 0
+    last: tuple[datetime, str] | None = None
+    while rows := _old_runs(before, last):
+        batch = [run_id for _, run_id in rows]
+        last = rows[-1]
+        spoken_for = {run_id for referred in _referred for run_id in referred(batch)}
+        unwanted = [run_id for run_id in batch if run_id not in spoken_for]
+        with transaction.atomic():
+            WorkflowStep.objects.filter(run_id__in=unwanted).delete()
+            WorkflowRun.objects.filter(id__in=unwanted).delete()
+        deleted += len(unwanted)
+    return deleted
+
+
+def _old_runs(before: datetime, last: tuple[datetime, str] | None) -> list[tuple[datetime, str]]:
     parent = WorkflowRun.objects.filter(id=OuterRef("parent_id"))
     going_on = WorkflowRun.objects.filter(parent_id=OuterRef("id")).exclude(state__in=ENDED)
     old = WorkflowRun.objects.filter(
         ~Exists(parent), ~Exists(going_on), state__in=ENDED, finished_at__lt=before
     )
-    if kept:
-        old = old.exclude(id__in=kept)
-    return list(old.order_by("finished_at").values_list("id", flat=True)[:BATCH])
+    if last is not None:
+        old = old.filter(Q(finished_at__gt=last[0]) | Q(finished_at=last[0], id__gt=last[1]))
+    rows = old.order_by("finished_at", "id").values_list("finished_at", "id")[:BATCH]
+    return [(ended, run_id) for ended, run_id in rows if ended is not None]
 
 
 def _prune_keys() -> None:

@@ -47,8 +47,13 @@ class Keeper:
         with self._changed:
             self._kept[lease.key, lease.epoch] = lease
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="workflow-leases", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="workflow-leases", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # no more threads: the next lease tries again
+                    log.error("a thread that renews leases cannot be started", error=str(error))
+                else:
+                    self._thread = thread
 
     def release(self, lease: Lease) -> None:
         """Renew it no longer; a lease that was taken for a later step of the same run stays kept."""

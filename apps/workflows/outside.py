@@ -87,8 +87,13 @@ class Parts:
                 heapq.heapify(self._due)
             heapq.heappush(self._due, (time.monotonic() + seconds, id(task), task))
             if self._clock is None:
-                self._clock = threading.Thread(target=self._time, name="workflow-time-outs", daemon=True)
-                self._clock.start()
+                clock = threading.Thread(target=self._time, name="workflow-time-outs", daemon=True)
+                try:
+                    clock.start()
+                except RuntimeError as error:  # no more threads: the next part with a time-out tries again
+                    log.error("a thread for time-outs cannot be started", error=str(error))
+                else:
+                    self._clock = clock
             elif self._due[0][2] is task:
                 self._earlier.notify()
 

@@ -1,15 +1,16 @@
 """W5 and W7 on a worker all of whose places for outside parts are taken."""
 
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from apps.workflows import lanes, wakeups
+from apps.workflows import lanes, leases, wakeups
 from apps.workflows.due import Room, due_keys
 from apps.workflows.engine import State, Workflow, WorkflowRun, cancel, start
-from apps.workflows.models import WorkflowKey
+from apps.workflows.models import ENDED, WorkflowKey
 from apps.workflows.sweeper import Dispatcher
 from apps.workflows.tests import flows
 from apps.workflows.tests.conftest import Until
@@ -197,6 +198,28 @@ def test_w05_runs_that_wait_for_a_place_go_in_the_order_in_which_they_came(
     full.open("ordinary")
     until(lambda: succeeded(*runs))
     assert (tmp_path / "world").read_text().splitlines() == [f"{run.id}/outside_step" for run in runs]
+
+
+def test_w07_a_process_without_more_threads_loses_no_place(
+    full: Full, until: Until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = threading.Thread.start
+    refused: set[str] = set()
+
+    def scarce(thread: threading.Thread) -> None:
+        if thread.name in {"workflow-leases", "workflow-time-outs", "workflow-step"} - refused:
+            refused.add(thread.name)
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    full.open("ordinary")
+    until(lambda: succeeded(full.held))
+    monkeypatch.setattr(leases, "keeper", leases.Keeper())
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    impatient = [start(flows.Impatient, {"k": str(n), "sleeps": 0}) for n in range(3)]
+    until(lambda: all(state(run) in ENDED for run in impatient))
+    assert {"workflow-leases", "workflow-time-outs"} <= refused
+    until(lambda: full.worker._lanes.room is Room.ALL)
 
 
 @pytest.mark.django_db

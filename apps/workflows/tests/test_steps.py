@@ -437,6 +437,26 @@ def test_w14_prune_keeps_what_another_app_points_to(monkeypatch: pytest.MonkeyPa
     assert not WorkflowRun.objects.filter(id=gone.id).exists()
 
 
+def test_w14_prune_asks_no_more_at_a_time_however_many_runs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "_referred", [])
+    monkeypatch.setattr(history, "BATCH", 2)
+    runs = [start(flows.Stumbles, {"k": str(n), "name": str(n), "succeeds_at": 1}) for n in range(12)]
+    drain()
+    WorkflowRun.objects.update(finished_at=clock.now())  # all at one moment
+    kept = {run.id for run in runs[:9]}
+    history.refers(kept.intersection)
+    asked: list[int] = []
+
+    def count(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+        asked.append(len(params or ()))
+        return execute(sql, params, many, context)
+
+    with clock.shifted(timedelta(days=31)), connection.execute_wrapper(count):
+        assert history.prune(timedelta(days=30)) == 3
+    assert set(WorkflowRun.objects.values_list("id", flat=True)) == kept
+    assert max(asked) < len(kept) + 4
+
+
 def test_w11_a_cancel_during_a_step_takes_effect_when_that_has_been_recorded() -> None:
     @step
     def cancelled_meanwhile(run: Run) -> None:
