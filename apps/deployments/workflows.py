@@ -629,8 +629,8 @@ def _why(found: queries.Readiness, deployment: Deployment, last_lines: list[str]
     missing = [line for line in last_lines if line not in sentence]
     again = "deploy again" if deployment.finished_at is None else "ask once more"
     advice = f"`unkey logs {deployment.id}` shows what it wrote. Mend that and {again}."
-    told = _middle_left_out("\n".join([sentence, *missing]), WHY_CHARACTERS)
-    return told if found.gone else f"{told}\n{advice}"
+    why = _middle_left_out("\n".join([sentence, *missing]), WHY_CHARACTERS)
+    return why if found.gone else f"{why}\n{advice}"
 
 
 def _middle_left_out(text: str, most: int) -> str:
