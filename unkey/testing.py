@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 from unkey.env import ROOT, SETTINGS
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 # Garbage is looked for less often: that costs tests, which keep thousands of objects, a tenth of their time.
 gc.set_threshold(20_000, 50, 50)
+
+# How long an example takes says how busy the machine is. A test that suppresses checks of its own names this, too.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 
 KEPT = {"DATABASE_URL", "CELERY_BROKER_URL", "REDIS_URL"}
 

@@ -32,7 +32,7 @@ def manage(var: Path, *arguments: str, **environ: str) -> subprocess.CompletedPr
         env={**ENVIRON, "UNKEY_VAR": str(var), **environ},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
 
 
@@ -269,7 +269,7 @@ def test_every_process_says_in_one_line_what_keeps_it_from_starting(
         if name not in unconcerned
     }
     for name, process in running.items():
-        line, _ = process.communicate(timeout=60)
+        line, _ = process.communicate(timeout=240)
         assert process.returncode in {1, 2}, (name, line)
         assert said in line, (name, line)
         assert line.count("\n") == 1, (name, line)

@@ -220,7 +220,11 @@ def test_reading_an_application(source: bytes, expected: str | None) -> None:
 
 
 @given(st.dictionaries(st.sampled_from(["Procfile", "requirements.txt", "pyproject.toml", "package.json", "main.py"]), st.text(max_size=60), min_size=1))  # fmt: skip
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    deadline=None,
+)
 def test_any_content_ends_in_a_plan_or_a_clear_refusal(
     tmp_path_factory: pytest.TempPathFactory, files: dict[str, str]
 ) -> None:

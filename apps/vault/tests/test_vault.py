@@ -56,7 +56,7 @@ def fresh(store: ObjectStore, current: MasterKey = OLD, *previous: MasterKey) ->
 
 
 @given(text=st.text())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=50)
 def test_every_text_comes_back(vault: Vault, text: str) -> None:
     try:
         sealed = vault.encrypt("env_1", text)
@@ -102,7 +102,7 @@ def test_every_changed_bit_is_refused(vault: Vault) -> None:
 
 
 @given(st.text() | st.binary().map(lambda raw: base64.b64encode(raw).decode()))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=100)
 def test_garbage_is_refused_and_nothing_else_raised(vault: Vault, text: str) -> None:
     with pytest.raises(Undecryptable):
         vault.decrypt("env_1", text)

@@ -516,7 +516,11 @@ class Slow(Answers):
         return answer
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     kinds=st.lists(st.sampled_from(list(KINDS)), min_size=1, max_size=12),
     late=st.booleans(),

@@ -25,7 +25,7 @@ from edge.http.upstream import Pool
 from edge.store.records import Certificate
 from unkey.ports import choose
 
-PATIENCE = 10.0
+PATIENCE = 60.0
 FRAMED = re.compile(rb"(?i)content-length|chunked|1.1 204|1.1 304")
 
 

@@ -29,7 +29,7 @@ from unkey.actors import system
 from unkey.tenancy import workspace_scope
 
 TESTS = system("tests")
-PATIENCE = 10.0
+PATIENCE = 30.0
 
 
 class Loop:
