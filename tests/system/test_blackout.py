@@ -2,13 +2,17 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import closing
 
 import psutil
 import pytest
 
+from edge.store import disk
+from edge.store.records import KeyRecord
 from scripts.demo import PYTHON, ROOT, Platform, System, Visitor
 from tests.system.conftest import Deployed
 
@@ -20,13 +24,14 @@ def test_known_hosts_and_known_keys_are_answered_without_control_plane_and_datab
 ) -> None:
     app = project()
     api = platform.call("apis.createApi", {"name": "blackout"})["apiId"]
-    key = platform.call("keys.createKey", {"apiId": api})["key"]
+    made = platform.call("keys.createKey", {"apiId": api})
+    key = made["key"]
     policy = {"name": "keys", "enabled": True, "keyauth": {"keyspaces": [api]}}
     platform.call("gateway.setPolicies", {**app.place, "policies": [policy]})
     visitor = app.visitor(app.deploy("1"))
     visitor.until_version("1", key)
     assert platform.call("keys.verifyKey", {"key": key})["code"] == "VALID"
-    _until_snapshot_is_current(system)
+    _until_snapshot_is_current(system, made["keyId"])
 
     supervisor = psutil.Process(system.process.pid) if system.process else None
     assert supervisor is not None
@@ -80,14 +85,20 @@ def _kill(system: System, process: str) -> None:
         os.kill(member.pid, signal.SIGKILL)
 
 
-def _until_snapshot_is_current(system: System) -> None:
-    """Wait until the edge has written what it knows to disk after the last change."""
-    now = time.time()
-    deadline = time.monotonic() + 20
-    while True:
-        files = list((system.var / "edge").glob("*/snapshot"))
-        if files and all(file.stat().st_mtime > now - 60 for file in files):
-            break
-        assert time.monotonic() < deadline, "the edge writes no snapshot"
+def _until_snapshot_is_current(system: System, key_id: str) -> None:
+    """Wait until what the edge has written to disk knows of every change, and of this key."""
+    database = f"file:{system.var / 'unkey.sqlite3'}?mode=ro"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with closing(sqlite3.connect(database, uri=True, timeout=10)) as connection:
+            rows = connection.execute(
+                "SELECT name, version FROM cluster_stream WHERE name NOT LIKE 'topologies%'"
+            )
+            heads = dict(rows)
+        for path in (system.var / "edge").glob("*/snapshot"):
+            applied, records = disk.read(path)
+            keys = {record.id for record in records if isinstance(record, KeyRecord)}
+            if key_id in keys and all(applied.get(name, 0) >= head for name, head in heads.items()):
+                return
         time.sleep(0.1)
-    time.sleep(1.5)  # the snapshot is written at most a second after a change
+    raise AssertionError("the edge does not write down what it knows")
