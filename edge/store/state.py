@@ -4,12 +4,11 @@ Touched from the event loop's thread alone, so nothing here locks.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
-from msgspec.structs import replace
-
 from edge.store.held import Table
+from edge.store.packing import IdentityPacking, KeyPacking
 from edge.store.records import (
     Absence,
     Api,
@@ -21,7 +20,6 @@ from edge.store.records import (
     KeyRecord,
     Namespace,
     Override,
-    Ratelimit,
     Record,
     Role,
     RootKey,
@@ -30,8 +28,6 @@ from edge.store.records import (
     Workspace,
 )
 from edge.verify.namespaces import Space
-
-_SAME = 10_000
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -99,9 +95,10 @@ class State:
         self.root_keys: dict[str, RootKey] = {}
         self.apis: dict[str, Api] = {}
         self.roles: dict[str, Role] = {}
-        self.identities: Table[Identity] = Table(key_capacity)
-        self.keys: Table[KeyRecord] = Table(key_capacity)
-        self.hash_of: dict[str, str] = {}
+        self.identities: Table[Identity] = Table(key_capacity, IdentityPacking())
+        self.keys: Table[KeyRecord] = Table(key_capacity, KeyPacking())
+        # Hashes of keys by the hash of their id: the id itself would be another object for each.
+        self.hash_of: dict[int, str] = {}
         # A hash may be of no key and yet of a root key.
         self.spaces: dict[str, Space] = {}
         self.space_names: dict[tuple[str, str], Space] = {}
@@ -109,7 +106,6 @@ class State:
         self.absent_keys: Lru[str, float] = Lru(absent_capacity)
         self.absent_root_keys: Lru[str, float] = Lru(absent_capacity)
         self.applied: dict[str, int] = {}
-        self._same: dict[Any, Any] = {}
 
     def certificate(self, server_name: str) -> Certificate | None:
         """Return the certificate for a host name: exact, else the wildcard of its first label."""
@@ -144,7 +140,7 @@ class State:
         lapses = self.absent_namespaces.peek((workspace_id, name))
         return Absence.UNKNOWN if lapses is not None and lapses > now else Absence.NOT_LOADED
 
-    def tables(self) -> list[list[Record]]:
+    def tables(self) -> list[Sequence[Record]]:
         """Return every record that a snapshot keeps, by type; keys after what they refer to."""
         tables: tuple[Iterable[Record], ...] = (
             self.routes.values(),
@@ -158,10 +154,8 @@ class State:
             self.roles.values(),
             (space.record for space in self.spaces.values() if space.record is not None),
             (override for space in self.spaces.values() for override in space.overrides),
-            self.identities.values(),
-            self.keys.values(),
         )
-        return [list(table) for table in tables]
+        return [*(list(table) for table in tables), self.identities.values(), self.keys.values()]
 
     def forget(self, stream: str, shard_of: Callable[[str], int]) -> None:
         """Drop everything of a stream, because its versions started anew."""
@@ -197,7 +191,7 @@ class State:
             self.identities.pop(identity.id)
         for key in [one for one in self.keys.values() if mine(one.workspace_id)]:
             self.keys.pop(key.hash)
-            self.hash_of.pop(key.id, None)
+            self.hash_of.pop(hash(key.id), None)
 
     def apply(self, records: Iterable[Record]) -> list[Record]:
         """Take records in; return those that changed something.
@@ -266,56 +260,24 @@ class State:
         known = self.identities.peek(record.id)
         if known is not None and known.version >= record.version:
             return False
-        self.identities.put(record.id, replace(record, ratelimits=self._slim_limits(record.ratelimits)))
+        self.identities.put(record.id, record)
         return True
 
     def _apply_key(self, record: KeyRecord) -> bool:
-        previous_hash = self.hash_of.get(record.id)
+        name = hash(record.id)
+        previous_hash = self.hash_of.get(name)
         known = None if previous_hash is None else self.keys.peek(previous_hash)
         if known is not None and known.version >= record.version:
             return False
         if previous_hash is not None and previous_hash != record.hash:
             self.keys.pop(previous_hash)
         self.absent_keys.pop(record.hash)
-        record = self._slim(record)
-        self.hash_of[record.id] = record.hash
+        if previous_hash != record.hash:
+            self.hash_of[name] = record.hash
         for left in self.keys.put(record.hash, record):
-            if self.hash_of.get(left.id) == left.hash:
-                del self.hash_of[left.id]
+            if self.hash_of.get(hash(left.id)) == left.hash:
+                del self.hash_of[hash(left.id)]
         return True
-
-    def _slim(self, record: KeyRecord) -> KeyRecord:
-        """Return the same record, with one object for what many keys have in common."""
-        same = self._one
-        identity = None if record.identity_id is None else self.identities.peek(record.identity_id)
-        return replace(
-            record,
-            workspace_id=same(record.workspace_id),
-            key_space_id=same(record.key_space_id),
-            api_id=same(record.api_id),
-            permissions=same(record.permissions),
-            role_ids=same(record.role_ids),
-            identity_id=record.identity_id if identity is None else identity.id,
-            ratelimits=self._slim_limits(record.ratelimits),
-            meta={
-                same(name): same(each) if isinstance(each, str) else each
-                for name, each in record.meta.items()
-            },
-        )
-
-    def _slim_limits(self, ratelimits: tuple[Ratelimit, ...]) -> tuple[Ratelimit, ...]:
-        same = self._one
-        return tuple(
-            Ratelimit(each.id, same(each.name), same(each.limit), same(each.duration), each.auto_apply)
-            for each in ratelimits
-        )
-
-    def _one(self, value: _V) -> _V:
-        """Return an equal object that came before, if it is remembered; for texts, counts, tuples of texts."""
-        if len(self._same) > _SAME:
-            self._same.clear()
-        found: _V = self._same.setdefault(value, value)
-        return found
 
     _appliers: dict[type, Callable[["State", Any], bool]] = {
         Route: _apply_route,

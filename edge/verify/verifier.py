@@ -12,6 +12,7 @@ import hashlib
 from binascii import b2a_base64
 from collections.abc import Awaitable, Iterator, Mapping
 from math import inf
+from operator import is_
 from random import Random
 from time import perf_counter
 from typing import Protocol
@@ -180,6 +181,7 @@ class Verifier:
         # What many keys have in common is made once.
         self._grants: Lru[tuple[object, ...], Grants] = Lru(_SHARED)
         self._shapes: Lru[bytes, VerifyBody] = Lru(_SHARED)
+        self._last_shape: VerifyBody | None = None
         store.on_tick(lambda: self.limiter.sweep(clock.now_ms()))
 
     # Keys
@@ -235,9 +237,9 @@ class Verifier:
                 if held_by.joined is None:
                     held_by.joined = Holder(identity)
                 holder = held_by.joined
-        granted = (record.permissions, *roles)
-        grants = self._grants.get(granted)
-        if grants is None:
+        granted = (record.permissions, record.role_ids)
+        grants = self._grants.peek(granted)
+        if grants is None or not all(map(is_, grants.roles, roles)):
             grants = Grants(record.permissions, roles)
             self._grants.put(granted, grants)
         subject = Subject(record, workspace, api, identity, roles, grants=grants, holder=holder)
@@ -421,7 +423,8 @@ class Verifier:
             return None
         if prepared is not None:
             self._keep(prepared, caller, asked, remote_ip.decode())
-        return held.plan
+        plan: _Plan | None = held.plan
+        return plan
 
     def known_caller(self, authorization: bytes) -> Caller | None:
         """Return whom a header presents, if that is known from an earlier request and still is so.
@@ -545,12 +548,15 @@ class Verifier:
         if held is None or held.joined is not subject:
             return False
         shape = msgspec.structs.replace(asked, key="", tags=[])
-        text = msgspec.json.encode(shape)
-        known = self._shapes.get(text)
-        if known is None:
-            self._shapes.put(text, shape)
+        if shape != self._last_shape:
+            text = msgspec.json.encode(shape)
+            known = self._shapes.get(text)
+            if known is None:
+                self._shapes.put(text, shape)
+            self._last_shape = shape if known is None else known
+        assert self._last_shape is not None
         listed = remote_ip.encode() if subject.api.ip_whitelist else None
-        held.plan = _Plan(prepared, caller, shape if known is None else known, listed)
+        held.plan = _Plan(prepared, caller, self._last_shape, listed)
         return True
 
     def admit(self, caller: Caller, now: int, told: dict[str, str]) -> None:

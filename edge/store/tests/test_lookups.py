@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import pytest
@@ -11,16 +12,28 @@ from hypothesis import strategies as st
 from edge.store import reading
 from edge.store.database import DatabaseGone
 from edge.store.held import Table
+from edge.store.packing import IdentityPacking, KeyPacking
 from edge.store.reading import Reader
-from edge.store.records import Absence
+from edge.store.records import Absence, Identity, KeyRecord, Ratelimit
 from edge.verify.verifier import digest_of
 from unkey.errors import Fault, ServiceUnavailable
 
 BUSY = ServiceUnavailable("").kind.status
 
 
+class Numbers:
+    """Packs numbers as text."""
+
+    def pack(self, record: int) -> tuple[Any, bytes]:
+        return record < 0, str(record).encode()
+
+    def unpack(self, name: str, common: Any, rest: bytes) -> int:
+        assert common == rest.startswith(b"-")
+        return int(rest)
+
+
 def test_a_flood_of_records_asked_for_once_leaves_those_in_use():
-    table: Table[int] = Table(100)
+    table = Table(100, Numbers())
     for number in range(50):
         table.put(f"hot {number}", number)
     for number in range(10_000):
@@ -34,7 +47,7 @@ def test_a_flood_of_records_asked_for_once_leaves_those_in_use():
 
 
 def test_who_comes_back_soon_after_it_left_stays_longer():
-    table: Table[int] = Table(20)
+    table = Table(20, Numbers())
     for number in range(40):
         table.put(f"{number}", number)
     gone = [number for number in range(40) if table.peek(f"{number}") is None]
@@ -46,7 +59,7 @@ def test_who_comes_back_soon_after_it_left_stays_longer():
 
 
 def test_a_new_record_of_a_name_forgets_what_was_made_of_the_old_one():
-    table: Table[int] = Table(2)
+    table = Table(2, Numbers())
     table.put("a", 1)
     held = table.get("a")
     assert held is not None
@@ -59,7 +72,7 @@ def test_a_new_record_of_a_name_forgets_what_was_made_of_the_old_one():
 
 @given(st.integers(1, 12), st.lists(st.tuples(st.sampled_from("pugd"), st.integers(0, 30)), max_size=300))
 def test_a_table_is_a_mapping_within_its_bound(capacity, operations):
-    table: Table[int] = Table(capacity)
+    table = Table(capacity, Numbers())
     model: dict[str, int] = {}
     for step, (operation, number) in enumerate(operations):
         name = str(number)
@@ -76,6 +89,98 @@ def test_a_table_is_a_mapping_within_its_bound(capacity, operations):
         assert {each: table.peek(each) for each in model} == model
         assert len(table) == len(model) <= capacity
         assert sorted(table.values()) == sorted(model.values())
+
+
+def test_of_many_records_those_in_use_are_unpacked_and_keep_what_was_made_of_them(monkeypatch):
+    monkeypatch.setattr("edge.store.held._UNPACKED_LEAST", 10)
+    monkeypatch.setattr("edge.store.held._UNPACKED_SHARE", 8)
+    table = Table(80, Numbers())
+    for number in range(40):
+        table.put(f"{number}", number)
+    for number in range(4):
+        held = table.get(f"{number}")
+        assert held is not None
+        held.joined = f"made of {number}"
+    for number in range(4, 40):
+        for hot in range(4):
+            held = table.get(f"{hot}")
+            assert held is not None
+            assert (held.record, held.joined) == (hot, f"made of {hot}")
+            held.used = 1
+        cold = table.get(f"{number}")
+        assert cold is not None
+        assert cold.record == number
+        cold.used = 1
+    assert table.unpacked == 10
+    assert sorted(table.values()) == list(range(40))
+    assert table.values()[38:] == [38, 39]
+
+
+def test_a_record_that_is_replaced_while_it_is_read_is_the_old_one_or_the_new_one():
+    table = Table(10, Numbers())
+    table.put("a", -1)
+    records, held = table.values(), table.get("a")
+    assert held is not None
+    seen = set()
+    done = threading.Event()
+
+    def read():
+        while not done.is_set():
+            seen.add(records[0])
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(20_000):
+        table.put("a", number if number % 2 else -number - 1)
+    done.set()
+    reader.join()
+    assert all(number < 0 or number % 2 for number in seen)
+
+
+key_ids = st.text("abc_123", max_size=5)
+limits = st.builds(
+    Ratelimit,
+    key_ids,
+    st.text(max_size=5),
+    st.integers(0, 2**63 - 1),
+    st.integers(1000, 10**9),
+    st.booleans(),
+)
+metadata = st.dictionaries(
+    st.text(max_size=3),
+    st.none() | st.integers(-(2**80), 2**80) | st.text(max_size=3) | st.lists(st.booleans()),
+)
+numbers = st.integers(0, 2**63 - 1)
+
+
+@given(
+    st.builds(
+        KeyRecord,
+        **dict.fromkeys(("id", "hash", "workspace_id", "key_space_id", "api_id", "start"), key_ids),
+        name=st.text(max_size=5),
+        meta=metadata,
+        expires_at=st.none() | st.integers(-(2**50), 2**50),
+        remaining=st.none() | numbers,
+        credits_epoch=numbers,
+        permissions=st.lists(key_ids, max_size=3).map(tuple),
+        role_ids=st.lists(key_ids, max_size=3).map(tuple),
+        identity_id=st.none() | key_ids,
+        ratelimits=st.lists(limits, max_size=3).map(tuple),
+        version=numbers,
+    ),
+    st.builds(
+        Identity,
+        **dict.fromkeys(("id", "workspace_id"), key_ids),
+        external_id=st.text(max_size=5),
+        meta=metadata,
+        ratelimits=st.lists(limits, max_size=3).map(tuple),
+        version=numbers,
+    ),
+)
+def test_what_is_packed_is_unpacked_the_same(key, identity):
+    keys, identities = KeyPacking(), IdentityPacking()
+    assert keys.unpack(key.hash, *keys.pack(key)) == key
+    assert identities.unpack(identity.id, *identities.pack(identity)) == identity
 
 
 def test_reads_are_batched_coalesced_and_bounded():
