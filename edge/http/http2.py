@@ -6,6 +6,7 @@ formed (RFC 9113, section 8), back-pressure in both directions, and what a clien
 
 import asyncio
 import base64
+import functools
 import logging
 import os
 import re
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, ClassVar, cast
 
+import httptools
 from h2.config import H2Configuration
 from h2.connection import ConnectionState, H2Connection
 from h2.errors import ErrorCodes
@@ -53,7 +55,6 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9a-z]+")
 _VALUE = re.compile(rb"(?:[!-~\x80-\xff](?:[\t -~\x80-\xff]*[!-~\x80-\xff])?)?")
-_METHOD = re.compile(rb"[A-Z][A-Z-]{0,31}")
 _PATH = re.compile(rb"/[!\"$-~]*")
 _PSEUDO = frozenset({b":method", b":scheme", b":authority", b":path", b":protocol"})
 # RFC 9113, 8.2.2: what is said of one connection has no place in a message of HTTP/2.
@@ -748,8 +749,10 @@ class Http2Connection(asyncio.Protocol):
             raise _Misframed
         if pseudo[b":scheme"] != b"https":
             raise MalformedRequest(_MALFORMED.format("the scheme is not https"))
-        if not target or not _METHOD.fullmatch(method):
+        if not target or not _NAME.fullmatch(method.lower()):
             raise _Misframed
+        if protocol is None and not _known(method):
+            raise MalformedRequest(_MALFORMED.format("the method is not known"))
         if not _PATH.fullmatch(target) and not (target == b"*" and method == b"OPTIONS"):
             raise MalformedRequest(_MALFORMED.format("the path is not that of a request"))
         if protocol is None:
@@ -909,6 +912,22 @@ class Http2Connection(asyncio.Protocol):
         self._framing.close_connection(last_stream_id=last)
         self._framing.reopen()
         self._send()
+
+
+@functools.lru_cache(maxsize=256)
+def _known(method: bytes) -> bool:
+    """Say whether a method (a token) is one that llhttp knows: what HTTP/1.1 refuses here, HTTP/2 does, too."""
+    try:
+        httptools.HttpRequestParser(_Nothing()).feed_data(b"%b / HTTP/1.1\r\nHost: a\r\n\r\n" % method)
+    except httptools.HttpParserUpgrade:
+        return False  # CONNECT
+    except httptools.HttpParserError:
+        return False
+    return True
+
+
+class _Nothing:
+    """Takes no callbacks of a parser."""
 
 
 class _Misframed(Exception):

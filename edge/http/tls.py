@@ -99,7 +99,9 @@ class Certificates:
     def _choose(
         self, connection: ssl.SSLSocket | ssl.SSLObject, server_name: str | None, _: ssl.SSLContext
     ) -> int | None:
-        context = self.context(server_name or self._default_name)
+        # RFC 6066, 3: an address is no name, though some clients send theirs.
+        named = server_name and not server_name[-1].isdigit() and ":" not in server_name
+        context = self.context(server_name if server_name and named else self._default_name)
         if context is None:
             return int(ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME)
         connection.context = context

@@ -220,6 +220,7 @@ def test_certificates_are_chosen_by_name_and_change_without_a_restart(rig, recor
     with pytest.raises((ssl.SSLError, ConnectionResetError)):  # the listener hangs up without an alert
         handshake(server.port, "a.b.apps.test")
     assert certificates.unknown == 1
+    assert serial(server.port, "127.0.0.1") == serial(server.port, None)  # an address is no name
 
     records.certificates["shop.test"] = certificate("shop.test", 9)
     assert serial(server.port, "shop.test") == 9
