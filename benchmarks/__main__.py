@@ -9,6 +9,7 @@ BENCHMARKS = (
     "management",
     "revocation",
     "proxy",
+    "tls",
     "workflow",
     "recover",
     "deploy",
