@@ -31,6 +31,8 @@ _BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|1[0-5])\$[./A-Za-z0-9]{53}")
 _ARGON2 = re.compile(r"\$argon2(?:id|i|d)\$v=\d+\$m=(\d{1,7}),t=(\d{1,2}),p=(\d{1,2})\$[^$]+\$[^$]+")
 _ARGON2_MOST_KIB = 256 * 1024
 
+_Principal = tuple[dict[str, Any], bytes]
+
 _threads = ThreadPoolExecutor(2, thread_name_prefix="basicauth")
 _secret = secrets.token_bytes(32)
 _tries = 0
@@ -72,21 +74,21 @@ class BasicAuth:
                 )
             self._hashes[name] = str(hashed)
         self._decoy = next(iter(self._hashes.values()))
-        self._known: dict[bytes, tuple[float, bool]] = {}
+        self._known: dict[bytes, tuple[float, _Principal | None]] = {}
 
     def apply(self, call: Call, state: State) -> Fault | Awaitable[Fault | None] | None:
         """Check the request's password; nothing to do where an earlier policy has established who calls."""
         if state.principal is not None:
             return None
-        given = _credentials(call.header(b"authorization"))
-        if given is None:
-            return MissingCredentials("The request carries no user name and password.", headers=_CHALLENGE)
-        name, password = given
-        digest = hashlib.blake2b(f"{name}:{password}".encode(), key=_secret, digest_size=16).digest()
+        value = call.header(b"authorization")
+        digest = hashlib.blake2b(value or b"", key=_secret, digest_size=16).digest()
         known = self._known.get(digest)
         if known is not None and clock.now_ms() < known[0]:
-            return _outcome(name, known[1], state)
-        return self._check(name, password, digest, state)
+            return _outcome(known[1], state)
+        given = _credentials(value)
+        if given is None:
+            return MissingCredentials("The request carries no user name and password.", headers=_CHALLENGE)
+        return self._check(*given, digest, state)
 
     async def _check(self, name: str, password: str, digest: bytes, state: State) -> Fault | None:
         global _tries
@@ -106,21 +108,22 @@ class BasicAuth:
         passed = matches and hashed is not None
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
-        self._known[digest] = clock.now_ms() + REMEMBERED_MS, passed
-        return _outcome(name, passed, state)
+        principal = _principal(name) if passed else None
+        self._known[digest] = clock.now_ms() + REMEMBERED_MS, principal
+        return _outcome(principal, state)
 
 
-def _outcome(name: str, passed: bool, state: State) -> Fault | None:
-    if not passed:
+def _outcome(principal: _Principal | None, state: State) -> Fault | None:
+    if principal is None:
         return InvalidPassword("The user name or the password is wrong.", headers=_CHALLENGE)
-    state.principal = {
-        "version": "v1",
-        "subject": name,
-        "type": "BASIC",
-        "source": {"basic": {"username": name}},
-    }
-    state.request_lines = principal_line(state.principal)
+    state.principal, state.request_lines = principal
     return None
+
+
+def _principal(name: str) -> _Principal:
+    """Return who calls, and the header that tells it to the app."""
+    principal = {"version": "v1", "subject": name, "type": "BASIC", "source": {"basic": {"username": name}}}
+    return principal, principal_line(principal)
 
 
 def _credentials(value: bytes | None) -> tuple[str, str] | None:

@@ -229,12 +229,13 @@ class Compiled(Struct, frozen=True):
 class Entry:
     """An operation of a plan, and its validators once they are compiled."""
 
-    __slots__ = ("compiled", "operation", "places")
+    __slots__ = ("compiled", "flat", "operation", "places")
 
     def __init__(self, operation: Operation, places: tuple[str, ...]) -> None:
         self.operation = operation
         self.places = places
         self.compiled: Compiled | None = None
+        self.flat = all(each.shape.form != "json" for each in operation.parameters)
 
     def compile(self, plan: "Plan") -> Compiled:
         """Compile what was not yet.
@@ -316,13 +317,28 @@ class Plan:
             return None
         # A slash that is written %2F belongs to a text, and separates nothing.
         segments = [_decoded(each) for each in raw[1:]]
-        for node, given in _walk(self._root, segments, 0, ()):
+        for node, given in self._candidates(segments):
             entry = node.entries.get(method)
             if entry is None and method == b"HEAD":
                 entry = node.entries.get(b"GET")
             if entry is not None:
                 return entry, dict(zip(entry.places, given, strict=True))
         return None
+
+    def _candidates(self, segments: list[str]) -> Iterable[tuple[_Node, tuple[str, ...]]]:
+        """Return the nodes that a path leads to, and what stands in their places; mostly there is one way."""
+        node, given = self._root, []
+        for text in segments:
+            below = node.exact.get(text)
+            if node.patterns or (below is not None and node.place is not None):
+                return _walk(self._root, segments, 0, ())
+            if below is None:
+                below = node.place
+                if below is None or not text:
+                    return ()
+                given.append(text)
+            node = below
+        return ((node, tuple(given)),)
 
 
 def _walk(

@@ -1,12 +1,16 @@
 """Match expressions: which requests a policy is for (reference, api.md 6.7)."""
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 import re2
 
 from edge.sentinel.decision import Call, Unsupported
+
+_REMEMBERED = 512
+_SHORT = 256
 
 Condition = Callable[[Call], bool]
 Text = Callable[[str], bool]
@@ -133,4 +137,5 @@ def _regex(pattern: str, folded: bool) -> Text:
         compiled = re2.compile(pattern, options)
     except re2.error as error:
         raise Unsupported(f"the regular expression {pattern!r} is not valid: {error}") from None
-    return lambda text: compiled.search(text) is not None
+    remembered = lru_cache(_REMEMBERED)(lambda text: compiled.search(text) is not None)
+    return lambda text: remembered(text) if len(text) <= _SHORT else compiled.search(text) is not None

@@ -193,7 +193,12 @@ def _check_parameters(
         if value is not ABSENT:
             given[place][name] = value
     unread = {each.location for each in faults}
-    for fault in _faults_of(validator, given, None):
+    # Texts of a head are few, and what they stand for is flat, but for JSON.
+    try:
+        size = (8 + len(call.query) + len(call.path), 3) if entry.flat else measure(given)
+    except Unreadable as error:
+        return [*faults, Violation(str(error), "query")]
+    for fault in _faults_of(validator, given, None, size):
         if fault.location not in unread:
             faults.append(fault)
     return faults
@@ -246,27 +251,28 @@ def _check_body(
             value = form_value(media.fields, raw)
         else:
             value = raw.decode()
+        size = measure(value)
     except Unreadable as error:
         faults.append(Violation(str(error), "body"))
     except UnicodeDecodeError:
         faults.append(Violation("is not UTF-8", "body"))
     else:
         if validator is not None:
-            faults.extend(_faults_of(validator, value, "body"))
+            faults.extend(_faults_of(validator, value, "body", size))
     return _refused(faults) if faults else None
 
 
-def _faults_of(validator: Validator, value: Any, root: str | None) -> list[Violation]:
+def _faults_of(validator: Validator, value: Any, root: str | None, size: tuple[int, int]) -> list[Violation]:
     """Return the faults of a value; without `root` the first step of a location is the place."""
     found: list[Violation] = []
     try:
-        for error in validator.faults(value, measure(value)):
+        for error in validator.faults(value, size):
             path = list(error.instance_path)
             here = root if root is not None else str(path.pop(0)) if path else "path"
             found.extend(_said(error.kind, path, here))
             if len(found) >= MOST_FAULTS:
                 break
-    except (Unfit, Unreadable) as error:
+    except Unfit as error:
         return [Violation(str(error), root or "query")]
     return found
 

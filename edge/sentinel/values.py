@@ -11,7 +11,10 @@ from edge.sentinel.contract import Parameter, Shape
 
 _INTEGER = re.compile(r"-?(?:0|[1-9][0-9]{0,99})")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,99})(?:\.[0-9]{1,200})?(?:[eE][+-]?[0-9]{1,3})?")
-_LIST = {"spaceDelimited": ("%20", "+", " "), "pipeDelimited": ("%7C", "%7c", "|")}
+_LIST: dict[str, tuple[str, ...]] = {
+    "spaceDelimited": ("%20", "+", " "),
+    "pipeDelimited": ("%7C", "%7c", "|"),
+}
 
 Pair = tuple[str, str]
 """The name of a parameter, and its text as it was sent."""
@@ -23,13 +26,17 @@ class Unreadable(ValueError):
     """A text is not what it is said to be; the message is the predicate of a sentence: "is not JSON"."""
 
 
+def _plain(text: str) -> str:
+    return unquote_plus(text) if "%" in text or "+" in text else text
+
+
 def query_pairs(raw: bytes) -> list[Pair]:
     """Return the pairs of a query or a form; only the names are decoded."""
     pairs = []
     for each in raw.decode("latin-1").split("&"):
         if each:
             name, _, value = each.partition("=")
-            pairs.append((unquote_plus(name), value))
+            pairs.append((_plain(name), value))
     return pairs
 
 
@@ -59,17 +66,17 @@ def from_pairs(parameter: Parameter, pairs: list[Pair]) -> Any:
     if not given:
         return ABSENT
     if shape.form == "list" and parameter.explode:
-        return [scalar(unquote_plus(each), shape.kinds) for each in given]
+        return [scalar(_plain(each), shape.kinds) for each in given]
     if len(given) > 1:
         raise Unreadable("is given more than once")
     text = given[0]
     if not text and parameter.may_be_empty:
         return ABSENT
     if shape.form == "list":
-        return [scalar(unquote_plus(each), shape.kinds) for each in _split(text, parameter.style)]
+        return [scalar(_plain(each), shape.kinds) for each in _split(text, parameter.style)]
     if shape.form == "object":
-        return _alternating([unquote_plus(each) for each in text.split(",")], shape)
-    return _whole(unquote_plus(text), shape)
+        return _alternating([_plain(each) for each in text.split(",")], shape)
+    return _whole(_plain(text), shape)
 
 
 def _spread(parameter: Parameter, pairs: list[Pair]) -> Any:
@@ -86,7 +93,7 @@ def _spread(parameter: Parameter, pairs: list[Pair]) -> Any:
             continue
         if field in found:
             raise Unreadable(f"has the field {field[:64]!r} more than once")
-        found[field] = scalar(unquote_plus(value), parameter.shape.fields.get(field, ()))
+        found[field] = scalar(_plain(value), parameter.shape.fields.get(field, ()))
     return found or ABSENT
 
 
@@ -199,7 +206,7 @@ def form_value(fields: Iterable[Parameter], body: bytes) -> dict[str, Any]:
         if value is not ABSENT:
             found[field.name] = value
     for name, text in pairs:
-        found.setdefault(name, unquote_plus(text))
+        found.setdefault(name, _plain(text))
     return found
 
 
