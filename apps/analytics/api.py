@@ -15,7 +15,7 @@ from apps.analytics.schema import (
 )
 from apps.keys.queries import key_spaces_of
 from unkey import errors
-from unkey.rpc.authorization import T
+from unkey.rpc.authorization import T, U
 from unkey.rpc.call import Call
 from unkey.rpc.routes import JSON, route
 from unkey.rpc.schema import anything, array, obj, string
@@ -58,7 +58,7 @@ def _named(call: Call, kind: str) -> list[str]:
     "analytics.getVerifications",
     request=QUERY,
     response=ROWS,
-    permission=T("api.{api}.read_analytics"),
+    permission=T("api.{api}.read_analytics") | U("keyspaces/*#read_analytics"),
     errors=FAULTS,
 )
 def get_verifications(call: Call) -> JSON:
@@ -74,7 +74,7 @@ def get_verifications(call: Call) -> JSON:
     "analytics.getRatelimits",
     request=QUERY,
     response=ROWS,
-    permission=T("ratelimit.{namespace}.read_analytics"),
+    permission=T("ratelimit.{namespace}.read_analytics") | U("ratelimits/namespaces/*#read_analytics"),
     errors=FAULTS,
 )
 def get_ratelimits(call: Call) -> JSON:
@@ -90,7 +90,7 @@ def get_ratelimits(call: Call) -> JSON:
     "analytics.getGatewayRequests",
     request=QUERY,
     response=ROWS,
-    permission=T("project.*.read_gateway_requests"),
+    permission=T("project.*.read_gateway_requests") | U("projects/*#read_gateway_requests"),
     errors=FAULTS,
 )
 def get_gateway_requests(call: Call) -> JSON:
@@ -102,7 +102,7 @@ def get_gateway_requests(call: Call) -> JSON:
     "analytics.getRuntimeLogs",
     request=QUERY,
     response=ROWS,
-    permission=T("project.*.read_runtime_logs"),
+    permission=T("project.*.read_runtime_logs") | U("projects/*#read_runtime_logs"),
     errors=FAULTS,
 )
 def get_runtime_logs(call: Call) -> JSON:

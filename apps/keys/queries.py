@@ -18,10 +18,15 @@ def get_api(api_id: str) -> Api:
     Raises:
         ApiNotFound: unknown, deleted, or another workspace's.
     """
-    api = _API.first(api_id)
+    api = find_api(api_id)
     if api is None:
         raise api_not_found(api_id)
     return api
+
+
+def find_api(api_id: str) -> Api | None:
+    """Return an API with its key space, or None."""
+    return _API.first(api_id)
 
 
 _API = Prepared(lambda api_id: Api.objects.select_related("key_space").filter(pk=api_id, deleted_at=None))

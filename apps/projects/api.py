@@ -170,7 +170,7 @@ def create_project(call: Call) -> JSON:
     "projects.getProject",
     request=obj({"project": _SLUG}),
     response=PROJECT,
-    permission=T("project.{project}.read_project"),
+    permission=T("project.{project}.read_project") | U("projects/{project}#read_project"),
     errors=[errors.ProjectNotFound],
 )
 def get_project(call: Call) -> JSON:
@@ -184,7 +184,7 @@ def get_project(call: Call) -> JSON:
     "projects.listProjects",
     request=obj(_LISTING),
     response=array(PROJECT, most=100),
-    permission=T("project.*.read_project"),
+    permission=T("project.*.read_project") | U("projects/*#read_project"),
     paginated=True,
 )
 def list_projects(call: Call) -> Page:
@@ -267,13 +267,13 @@ def create_app(call: Call) -> JSON:
     "apps.getApp",
     request=obj(_APP_NAMES),
     response=APP,
-    permission=T("app.{app}.read_app"),
+    permission=T("app.{app}.read_app") | U("projects/{project}/apps/{app}#read_app"),
     errors=[errors.ProjectNotFound, errors.AppNotFound],
 )
 def get_app(call: Call) -> JSON:
     """Return an app by id or slug."""
     app = queries.find_app(call.body["project"], call.body["app"])
-    call.authorize(app=app.id, masked=queries.app_not_found)
+    call.authorize(project=app.project_id, app=app.id, masked=queries.app_not_found)
     return _show_app(app)
 
 
@@ -281,15 +281,16 @@ def get_app(call: Call) -> JSON:
     "apps.listApps",
     request=obj({"project": _SLUG, **_LISTING}),
     response=array(APP, most=100),
-    permission=T("app.{app}.read_app"),
+    permission=T("app.{app}.read_app") | U("projects/{project}/apps/{app}#read_app"),
     paginated=True,
     errors=[errors.ProjectNotFound],
 )
 def list_apps(call: Call) -> Page:
     """List the apps of a project."""
+    project = queries.find_project(call.body["project"])
     # Only a grant for every app will do, and its lack hides the project.
-    call.authorize(app="*", masked=queries.project_not_found)
-    rows = queries.apps(queries.find_project(call.body["project"]), call.body.get("search", ""))
+    call.authorize(project=project.id, app="*", masked=queries.project_not_found)
+    rows = queries.apps(project, call.body.get("search", ""))
     return paginate(rows, call.body, lambda page: map(_show_app, page))
 
 
@@ -317,7 +318,7 @@ def list_apps(call: Call) -> Page:
         }
     ),
     response=APP,
-    permission=T("app.{app}.update_app"),
+    permission=T("app.{app}.update_app") | U("projects/{project}/apps/{app}#update_app"),
     errors=[
         errors.ProjectNotFound,
         errors.AppNotFound,
@@ -333,7 +334,7 @@ def update_app(call: Call) -> JSON:
         call.authorize(_CONNECT, app=app.id)
         call.authorized = not changes
     if changes or "git" not in call.body:
-        call.authorize(app=app.id)
+        call.authorize(project=app.project_id, app=app.id)
     git = call.body.get("git")
     if git is not None:
         _connect(git)

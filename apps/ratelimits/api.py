@@ -40,6 +40,7 @@ ALL_LIMITED = obj(
 )
 # `limiting.limit` checks it for each namespace of a request, and makes those that are missing.
 USE = T("ratelimit.{namespace}.limit")
+OVERRIDES = "ratelimits/namespaces/{namespace}/overrides/*"
 READ = T("ratelimit.{namespace}.read_override")
 
 
@@ -74,7 +75,7 @@ def multi_limit(call: Call) -> JSON:
     "ratelimit.setOverride",
     request=obj({**NAME, "limit": integer(0), "duration": integer(MIN_DURATION_MS)}),
     response=obj({"overrideId": string()}),
-    permission=T("ratelimit.{namespace}.set_override"),
+    permission=T("ratelimit.{namespace}.set_override") | U(f"{OVERRIDES}#set_override"),
     errors=[errors.RatelimitNamespaceNotFound],
 )
 def set_override(call: Call) -> JSON:
@@ -120,7 +121,7 @@ def get_override(call: Call) -> JSON:
         }
     ),
     response=array(OVERRIDE, most=100),
-    permission=READ,
+    permission=READ | U(f"{OVERRIDES}#read_override"),
     paginated=True,
     errors=[errors.RatelimitNamespaceNotFound],
 )
@@ -139,7 +140,7 @@ def list_overrides(call: Call) -> Page:
     "ratelimit.deleteOverride",
     request=obj(NAME),
     response=obj({}),
-    permission=T("ratelimit.{namespace}.delete_override"),
+    permission=T("ratelimit.{namespace}.delete_override") | U(f"{OVERRIDES}#delete_override"),
     errors=[errors.RatelimitNamespaceNotFound, errors.RatelimitOverrideNotFound],
 )
 def delete_override(call: Call) -> JSON:

@@ -12,7 +12,7 @@ from edge.sentinel.recording import FLAGS
 from edge.sentinel.recording import MOST_BODY_BYTES as MOST_RECORDED_BYTES
 from unkey import clock, errors
 from unkey.env import env
-from unkey.rpc.authorization import T
+from unkey.rpc.authorization import Rule, T, U
 from unkey.rpc.call import Call
 from unkey.rpc.routes import JSON, route
 from unkey.rpc.schema import (
@@ -167,10 +167,15 @@ _POLICY: dict[str, Schema | Field] = {
 _NOT_FOUND = [errors.ProjectNotFound, errors.AppNotFound, errors.EnvironmentNotFound]
 
 
+def _rule(action: str) -> Rule:
+    path = "projects/{project}/apps/{app}/environments/{environment}"
+    return T(f"environment.{{environment}}.{action}") | U(f"{path}#{action}")
+
+
 def _environment(call: Call) -> Environment:
     body = call.body
     found = queries.find_environment(body["project"], body["app"], body["environment"])
-    call.authorize(environment=found.id)
+    call.authorize(project=found.app.project_id, app=found.app_id, environment=found.id)
     return found
 
 
@@ -178,7 +183,7 @@ def _environment(call: Call) -> Environment:
     "gateway.listPolicies",
     request=obj(_ENVIRONMENT_NAMES),
     response=array(obj({"id": string(), **_POLICY}), most=50),
-    permission=T("environment.{environment}.read_policies"),
+    permission=_rule("read_policies"),
     errors=_NOT_FOUND,
 )
 def list_policies(call: Call) -> JSON:
@@ -191,7 +196,7 @@ def list_policies(call: Call) -> JSON:
     "gateway.setPolicies",
     request=obj({**_ENVIRONMENT_NAMES, "policies": array(obj(_POLICY), most=50)}),
     response=_NOTHING,
-    permission=T("environment.{environment}.set_policies"),
+    permission=_rule("set_policies"),
     errors=[*_NOT_FOUND, errors.KeySpaceNotFound],
 )
 def set_policies(call: Call) -> JSON:
@@ -213,7 +218,7 @@ def set_policies(call: Call) -> JSON:
         }
     ),
     response=_NOTHING,
-    permission=T("environment.{environment}.update_policy"),
+    permission=_rule("update_policy"),
     errors=[*_NOT_FOUND, errors.PolicyNotFound, errors.KeySpaceNotFound],
 )
 def update_policy(call: Call) -> JSON:
@@ -246,7 +251,7 @@ _BARRIER = obj(
     "gateway.getBarrier",
     request=obj(_ENVIRONMENT_NAMES),
     response=_BARRIER,
-    permission=T("environment.{environment}.read_policies"),
+    permission=_rule("read_policies"),
     errors=_NOT_FOUND,
 )
 def get_barrier(call: Call) -> JSON:
@@ -273,7 +278,7 @@ def get_barrier(call: Call) -> JSON:
         }
     ),
     response=_BARRIER,
-    permission=T("environment.{environment}.set_policies"),
+    permission=_rule("set_policies"),
     errors=_NOT_FOUND,
 )
 def set_barrier(call: Call) -> JSON:
@@ -292,7 +297,7 @@ def set_barrier(call: Call) -> JSON:
     "gateway.createDebugHeader",
     request=obj({**_ENVIRONMENT_NAMES, "seconds": optional(integer(1, MOST_SECONDS), default=900)}),
     response=obj({"name": string(), "value": string(redact=True), "expiresAt": integer()}),
-    permission=T("environment.{environment}.read_policies"),
+    permission=_rule("read_policies"),
     errors=_NOT_FOUND,
 )
 def create_debug_header(call: Call) -> JSON:

@@ -28,7 +28,7 @@ from apps.keys.api.shapes import (
     show_ratelimits,
     show_roles,
 )
-from apps.keys.models import EncryptedKey, Key, Permission
+from apps.keys.models import Api, EncryptedKey, Key, Permission
 from apps.keys.values import Credits, Refill
 from apps.vault import services as vault
 from apps.vault.errors import Undecryptable
@@ -136,7 +136,7 @@ VERIFIED = obj(
     "apis.createApi",
     request=obj({"name": string(3, 256)}),
     response=obj({"apiId": API_ID}),
-    permission=T("api.*.create_api"),
+    permission=T("api.*.create_api") | U("keyspaces/*#create_keyspace"),
 )
 def create_api(call: Call) -> JSON:
     """Make an API: a name for a space of keys."""
@@ -148,13 +148,12 @@ def create_api(call: Call) -> JSON:
     "apis.getApi",
     request=obj({"apiId": API_ID}),
     response=obj({"id": API_ID, "name": string(3, 256)}),
-    permission=T("api.{api}.read_api"),
+    permission=T("api.{api}.read_api") | U("keyspaces/{keyspace}#read_keyspace"),
     errors=[errors.ApiNotFound],
 )
 def get_api(call: Call) -> JSON:
     """Return an API."""
-    call.authorize(api=call.body["apiId"])
-    api = queries.get_api(call.body["apiId"])
+    api = _api_to(call)
     return {"id": api.id, "name": api.name}
 
 
@@ -162,14 +161,22 @@ def get_api(call: Call) -> JSON:
     "apis.deleteApi",
     request=obj({"apiId": API_ID}),
     response=NOTHING,
-    permission=T("api.{api}.delete_api"),
+    permission=T("api.{api}.delete_api") | U("keyspaces/{keyspace}#delete_keyspace"),
     errors=[errors.ApiNotFound, errors.ProtectedResource],
 )
 def delete_api(call: Call) -> JSON:
     """Delete an API; its keys stop working."""
-    call.authorize(api=call.body["apiId"])
-    services.delete_api(queries.get_api(call.body["apiId"]), actor=call.actor)
+    services.delete_api(_api_to(call), actor=call.actor)
     return {}
+
+
+def _api_to(call: Call) -> Api:
+    """Return the API that a request names; who may not is refused whether there is one or not."""
+    api = queries.find_api(call.body["apiId"])
+    call.authorize(api=call.body["apiId"], keyspace="*" if api is None else api.key_space_id)
+    if api is None:
+        raise queries.api_not_found(call.body["apiId"])
+    return api
 
 
 READ_LISTED_KEYS = (T("api.{api}.read_key") & T("api.{api}.read_api")) | (
@@ -291,14 +298,14 @@ IMPORTED_KEY = obj(
     "keys.migrateKeys",
     request=obj({"migrationId": string(3, 255), "apiId": string(3, 255), "keys": array(IMPORTED_KEY, 1)}),
     response=obj({"migrated": array(obj({"hash": string(), "keyId": string()})), "failed": array(string())}),
-    permission=T("api.{api}.create_key"),
+    permission=CREATE_KEY,
     errors=[errors.MigrationNotFound, errors.ApiNotFound],
 )
 def migrate_keys(call: Call) -> JSON:
     """Import keys by their hashes; a text that verifies with the migration's name is taken over."""
     body = call.body
     api = queries.get_api(body["apiId"])
-    call.authorize(api=api.id)
+    call.authorize(ids={"api": api.id, "keyspace": api.key_space_id})
     migration = imports.get_migration(body["migrationId"])
     for names in ("roles", "permissions"):
         if len({name for one in body["keys"] for name in one.get(names, ())}) > MOST_NAMES:

@@ -33,11 +33,17 @@ LISTING = obj(
 )
 
 
+ADD_PERMISSION_TO_ROLE = T("rbac.*.add_permission_to_role") | U("rbac/roles/*#add_permission_to_role")
+REMOVE_PERMISSION_FROM_ROLE = T("rbac.*.remove_permission_from_role") | U(
+    "rbac/roles/*#remove_permission_from_role"
+)
+
+
 @route(
     "permissions.createPermission",
     request=obj({"name": string(1, 512), "slug": SLUG, "description": DESCRIPTION}),
     response=obj({"permissionId": KEY_ID}),
-    permission=T("rbac.*.create_permission"),
+    permission=CREATE_PERMISSION,
     errors=[errors.PermissionAlreadyExists],
 )
 def create_permission(call: Call) -> JSON:
@@ -57,7 +63,7 @@ def create_permission(call: Call) -> JSON:
     "permissions.getPermission",
     request=obj({"permission": SLUG}),
     response=PERMISSION,
-    permission=T("rbac.*.read_permission"),
+    permission=T("rbac.*.read_permission") | U("rbac/permissions/*#read_permission"),
     errors=[errors.PermissionNotFound],
 )
 def get_permission(call: Call) -> JSON:
@@ -70,7 +76,7 @@ def get_permission(call: Call) -> JSON:
     "permissions.listPermissions",
     request=LISTING,
     response=array(PERMISSION, most=1000),
-    permission=T("rbac.*.read_permission"),
+    permission=T("rbac.*.read_permission") | U("rbac/permissions/*#read_permission"),
     paginated=True,
 )
 def list_permissions(call: Call) -> Page:
@@ -108,7 +114,7 @@ def update_permission(call: Call) -> JSON:
     "permissions.deletePermission",
     request=obj({"permission": SLUG}),
     response=NOTHING,
-    permission=T("rbac.*.delete_permission"),
+    permission=T("rbac.*.delete_permission") | U("rbac/permissions/*#delete_permission"),
     errors=[errors.PermissionNotFound],
 )
 def delete_permission(call: Call) -> JSON:
@@ -124,7 +130,7 @@ def delete_permission(call: Call) -> JSON:
         {"name": ROLE_NAME, "description": DESCRIPTION, "permissions": optional(array(SLUG, most=1000))}
     ),
     response=obj({"roleId": KEY_ID}),
-    permission=T("rbac.*.create_role"),
+    permission=T("rbac.*.create_role") | U("rbac/roles/*#create_role"),
     errors=[errors.RoleAlreadyExists],
 )
 def create_role(call: Call) -> JSON:
@@ -133,7 +139,7 @@ def create_role(call: Call) -> JSON:
     body = call.body
     slugs = _distinct(body.get("permissions", []))
     if slugs:
-        call.authorize(T("rbac.*.add_permission_to_role"))
+        call.authorize(ADD_PERMISSION_TO_ROLE)
         _authorize_new(call, slugs)
     role = access.create_role(
         call.workspace_id,
@@ -149,7 +155,7 @@ def create_role(call: Call) -> JSON:
     "permissions.getRole",
     request=obj({"role": ROLE_NAME}),
     response=ROLE,
-    permission=T("rbac.*.read_role"),
+    permission=T("rbac.*.read_role") | U("rbac/roles/*#read_role"),
     errors=[errors.RoleNotFound],
 )
 def get_role(call: Call) -> JSON:
@@ -162,7 +168,7 @@ def get_role(call: Call) -> JSON:
     "permissions.listRoles",
     request=LISTING,
     response=array(ROLE, most=1000),
-    permission=T("rbac.*.read_role"),
+    permission=T("rbac.*.read_role") | U("rbac/roles/*#read_role"),
     paginated=True,
 )
 def list_roles(call: Call) -> Page:
@@ -202,7 +208,7 @@ def update_role(call: Call) -> JSON:
     "permissions.deleteRole",
     request=obj({"role": ROLE_NAME}),
     response=NOTHING,
-    permission=T("rbac.*.delete_role"),
+    permission=T("rbac.*.delete_role") | U("rbac/roles/*#delete_role"),
     errors=[errors.RoleNotFound],
 )
 def delete_role(call: Call) -> JSON:
@@ -218,7 +224,7 @@ def delete_role(call: Call) -> JSON:
         {"roleId": string(3, 255, pattern=r"^[a-zA-Z0-9_-]+$"), "permissions": array(SLUG, most=1000)}
     ),
     response=array(PERMISSION),
-    permission=T("rbac.*.add_permission_to_role") & T("rbac.*.remove_permission_from_role"),
+    permission=ADD_PERMISSION_TO_ROLE & REMOVE_PERMISSION_FROM_ROLE,
     errors=[errors.RoleNotFound],
 )
 def set_role_permissions(call: Call) -> JSON:

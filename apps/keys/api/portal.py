@@ -73,7 +73,7 @@ LAST_MOMENT = 4_102_444_800_000
         exactly_one=("keyspaceId", "appId"),
     ),
     response=obj({"portalId": string()}),
-    permission=T("portal.*.create_portal"),
+    permission=T("portal.*.create_portal") | U("portals/*#create_portal"),
     errors=[errors.KeySpaceNotFound, errors.AppNotFound, errors.PortalAlreadyExists],
 )
 def create_portal(call: Call) -> JSON:
@@ -91,7 +91,7 @@ def create_portal(call: Call) -> JSON:
     "portal.getPortal",
     request=obj({"portal": optional(handle()), **RESOURCES}, exactly_one=("portal", "keyspaceId", "appId")),
     response=PORTAL,
-    permission=T("portal.{portal}.read_portal"),
+    permission=T("portal.{portal}.read_portal") | U("portals/{portal}#read_portal"),
     errors=[errors.PortalNotFound],
 )
 def get_portal(call: Call) -> JSON:
@@ -119,7 +119,7 @@ def get_portal(call: Call) -> JSON:
         }
     ),
     response=PORTAL,
-    permission=T("portal.{portal}.update_portal"),
+    permission=T("portal.{portal}.update_portal") | U("portals/{portal}#update_portal"),
     errors=[
         errors.PortalNotFound,
         errors.KeySpaceNotFound,
@@ -140,7 +140,7 @@ def update_portal(call: Call) -> JSON:
     "portal.deletePortal",
     request=obj(NAME),
     response=NOTHING,
-    permission=T("portal.{portal}.delete_portal"),
+    permission=T("portal.{portal}.delete_portal") | U("portals/{portal}#delete_portal"),
     errors=[errors.PortalNotFound],
 )
 def delete_portal(call: Call) -> JSON:
@@ -149,7 +149,9 @@ def delete_portal(call: Call) -> JSON:
     return {}
 
 
-CREATE_SESSION = T("portal.{portal}.create_portal_session")
+CREATE_SESSION = T("portal.{portal}.create_portal_session") | U(
+    "portals/{portal}/sessions/*#create_portal_session"
+)
 WRITE_SESSIONS = U("projects/*/portals/{portal}/sessions/*#write")
 READ_SESSIONS = U("projects/*/portals/{portal}/sessions/*#read")
 READ_ANALYTICS = T("api.{api}.read_analytics")

@@ -177,7 +177,7 @@ def test_a_database_that_is_away_is_a_500_of_its_own(tenant: Tenant, monkeypatch
     def away(*_args: Any, **_kwargs: Any) -> None:
         raise OperationalError("server has gone away")
 
-    monkeypatch.setattr(queries, "get_api", away)
+    monkeypatch.setattr(queries, "find_api", away)
     error = tenant.refused("apis.getApi", {"apiId": "api_12345678"}, 500)
     assert error["type"].endswith("/unkey/application/service_unavailable")
     assert "gone away" not in error["detail"]
