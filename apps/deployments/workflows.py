@@ -627,8 +627,7 @@ def _why(found: queries.Readiness, deployment: Deployment, last_lines: list[str]
     if found.gone:
         sentence += f" {found.gone}"
     missing = [line for line in last_lines if line not in sentence]
-    again = "deploy again" if deployment.finished_at is None else "ask once more"
-    advice = f"`unkey logs {deployment.id}` shows what it wrote. Mend that and {again}."
+    advice = f"Mend that and {'deploy again' if deployment.finished_at is None else 'ask once more'}."
     why = _middle_left_out("\n".join([sentence, *missing]), WHY_CHARACTERS)
     return why if found.gone else f"{why}\n{advice}"
 
