@@ -17,6 +17,15 @@ from unkey.search import containing
 RUNS_SHOWN = 100
 
 
+def _place(filters: dict[str, Any]) -> Q:
+    """Return what a row of the project, the app and the environment of these filters fits, by id or by slug."""
+    place = Q()
+    for name in ("project", "app", "environment"):
+        if filters.get(name):
+            place &= Q(**{f"{name}_id": filters[name]}) | Q(**{f"{name}__slug": filters[name]})
+    return place
+
+
 def deployments(filters: dict[str, Any]) -> "QuerySet[Deployment]":
     """Return the deployments that fit, with all that their description needs.
 
@@ -25,9 +34,7 @@ def deployments(filters: dict[str, Any]) -> "QuerySet[Deployment]":
             `since`, `until` (when they were made), `search` (in id, commit, branch and image).
     """
     rows = Deployment.objects.select_related("project", "app__workspace", "environment", "scheduled_change")
-    for name in ("project", "app", "environment"):
-        if filters.get(name):
-            rows = rows.filter(Q(**{f"{name}_id": filters[name]}) | Q(**{f"{name}__slug": filters[name]}))
+    rows = rows.filter(_place(filters))
     if filters.get("status"):
         rows = rows.filter(status__in=filters["status"])
     if filters.get("branch"):
@@ -55,9 +62,7 @@ def routes(filters: dict[str, Any]) -> "QuerySet[FrontlineRoute]":
             `search` (in the host name).
     """
     rows = FrontlineRoute.objects.filter(deleted_at=None).select_related("project", "app", "environment")
-    for name in ("project", "app", "environment"):
-        if filters.get(name):
-            rows = rows.filter(Q(**{f"{name}_id": filters[name]}) | Q(**{f"{name}__slug": filters[name]}))
+    rows = rows.filter(_place(filters))
     if filters.get("deployment"):
         rows = rows.filter(deployment_id=filters["deployment"])
     if filters.get("sticky"):

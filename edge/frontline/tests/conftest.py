@@ -1,14 +1,17 @@
 """Fixtures: a store of plain records, and frontline on real sockets in front of real upstreams."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
 from edge.frontline.frontline import Frontline
-from edge.http.tests.rig import Origin, Rig
+from edge.http.tests.conftest import rig
+from edge.http.tests.rig import Origin
 from edge.store.records import Barrier, Certificate, Contract, Instance, Route, Sentinel
 from edge.verify.limiter import Limiter
+
+__all__ = ["rig"]
 
 
 class Records:
@@ -95,16 +98,6 @@ class NoKeys:
 
     def verify(self, subject, *, query=None, demands=(), credits=None):
         raise NotImplementedError
-
-
-@pytest.fixture
-def rig() -> Iterator[Rig]:
-    """Servers, upstreams and clients that are closed at the end."""
-    rig = Rig()
-    yield rig
-    rig.close()
-    for origin in rig.origins:
-        assert origin.faults == []
 
 
 @pytest.fixture
