@@ -29,7 +29,6 @@ from unkey.rpc.schema import Checker, Field, Schema, nullable, obj, string
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _LAST_MOMENT = 4_102_444_800_000
-_SAFE = ("GET", "HEAD")
 
 
 class Body:
