@@ -1,7 +1,6 @@
 """HTTP/2 to clients: what passes, what waits, what is refused, and what is sent away."""
 
 import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -693,7 +692,7 @@ def test_httpx_speaks_to_it(rig, proxy):
             )
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.services
 def test_curl_speaks_to_it(rig, proxy, tmp_path):
     origin = rig.origin(lambda seen: response(seen.body))
     port = rig.ports[proxy(origin.address)]
