@@ -9,6 +9,7 @@ BENCHMARKS = (
     "management",
     "revocation",
     "proxy",
+    "policies",
     "tls",
     "workflow",
     "recover",
