@@ -9,7 +9,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -24,6 +24,7 @@ from apps.keys.services import ensure_identity, ensure_permissions
 from apps.keys.values import Credits, NamedLimit
 from apps.workspaces.models import shard_of
 from apps.workspaces.services import hash_of
+from edge.store.records import KeyName
 from unkey import clock, errors
 from unkey.actors import Actor, system
 from unkey.tenancy import workspace_scope
@@ -263,13 +264,14 @@ def stored_hash(algorithm: str, text: str) -> str:
     return base64.b64encode(digest).decode() if len(digest) == _DIGEST_OCTETS else ""
 
 
-def take_over(workspace_id: str, migration_name: str, plaintext: str) -> bool:
+def take_over(workspace_id: str, migration_name: str, plaintext: str, may: Callable[[KeyName], bool]) -> bool:
     """Give an imported key a hash of ours, now that its text is known; say whether there is one.
 
     Args:
         workspace_id: whose keys may be taken over.
         migration_name: name or id of the migration that the key was imported under.
         plaintext: the text that was presented.
+        may: whether who presents it may verify the key; if not, nothing changes.
     """
     prefix, _, tokens = plaintext.partition("_")
     short, _, long = tokens.rpartition("_")
@@ -280,8 +282,13 @@ def take_over(workspace_id: str, migration_name: str, plaintext: str) -> bool:
             Q(pending_migration__name=migration_name) | Q(pending_migration_id=migration_name),
             hash=hashlib.sha256(long.encode()).hexdigest(),
             deleted_at=None,
+            key_space__api__deleted_at=None,
         )
-        if not pending.exists():
+        found = pending.values_list("id", "key_space_id", "key_space__api__id").first()
+        if found is None:
+            return False
+        key_id, key_space_id, api_id = found
+        if not may(KeyName(key_id, workspace_id, key_space_id, api_id)):
             return False
         with transaction.atomic():
             key = pending.select_for_update().first()

@@ -187,6 +187,15 @@ class Role(Struct, frozen=True, gc=False):
     version: int
 
 
+class KeyName(Struct, frozen=True):
+    """A key by what permissions on it are written with."""
+
+    id: str
+    workspace_id: str
+    key_space_id: str
+    api_id: str
+
+
 class KeyRecord(Struct, frozen=True, gc=False):
     """An API key; its API, identity, roles and workspace are referred to by id.
 

@@ -35,6 +35,7 @@ from edge.store.records import (
     Contract,
     Identity,
     Instance,
+    KeyName,
     KeyRecord,
     Record,
     Role,
@@ -237,7 +238,9 @@ class Store:
             raise _left_again()
         return found if isinstance(found, KeyRecord) else None
 
-    async def take_over(self, workspace_id: str, migration: str, text: str, digest: str) -> KeyRecord | None:
+    async def take_over(
+        self, workspace_id: str, migration: str, text: str, digest: str, may: Callable[[KeyName], bool]
+    ) -> KeyRecord | None:
         """Give an imported key a hash of ours at its first use; None: there is none of this text.
 
         Args:
@@ -245,6 +248,7 @@ class Store:
             migration: name or id of the migration that the key was imported under.
             text: what was presented.
             digest: the hash that its row is found by from now on.
+            may: whether who asks may verify the key.
 
         Raises:
             ServiceUnavailable: the database does not answer.
@@ -253,7 +257,7 @@ class Store:
         def work() -> bool:
             from apps.keys.imports import take_over
 
-            return take_over(workspace_id, migration, text)
+            return take_over(workspace_id, migration, text, may)
 
         try:
             found = await self._ask(work)

@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from edge.store.held import Held
-from edge.store.records import Absence, KeyRecord, RootKey, Workspace
+from edge.store.records import Absence, KeyName, KeyRecord, RootKey, Workspace
 from edge.store.state import Lru
 from edge.store.store import Store
 from edge.telemetry.facts import key_facts, source_facts
@@ -116,7 +116,7 @@ class Caller:
         # What events say of a key that is not there, or must not be known of.
         self.no_key = key_facts(record.workspace_id, "")
 
-    def may_verify(self, key: KeyRecord) -> bool:
+    def may_verify(self, key: KeyRecord | KeyName) -> bool:
         """Say whether the caller may verify a key of its workspace."""
         return (
             self.everything
@@ -616,7 +616,10 @@ class Verifier:
 
     async def _taken_over(self, caller: Caller, asked: VerifyBody) -> Subject | None:
         digest = digest_of(asked.key)
-        record = await self.store.take_over(caller.record.workspace_id, asked.migration, asked.key, digest)
+        workspace_id = caller.record.workspace_id
+        record = await self.store.take_over(
+            workspace_id, asked.migration, asked.key, digest, caller.may_verify
+        )
         held = None if record is None else self.store.held_key(record.hash)
         return None if held is None else self._joined(held)
 

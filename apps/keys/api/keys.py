@@ -33,6 +33,7 @@ from apps.keys.values import Credits, Refill
 from apps.vault import services as vault
 from apps.vault.errors import Undecryptable
 from apps.workspaces.services import hash_of
+from edge.store.records import KeyName
 from edge.verify import steps
 from edge.verify.request import BODY as VERIFY_BODY
 from unkey import clock, errors
@@ -513,7 +514,7 @@ def verify_key(call: Call) -> Any:
     started = time.perf_counter()
     key = verification.find_key(call.body["key"])
     migration = call.body.get("migrationId")
-    if key is None and migration and imports.take_over(call.workspace_id, migration, call.body["key"]):
+    if key is None and migration and _taken_over(call, migration):
         key = verification.find_key(call.body["key"])
     about = _about(key) if key else {"api": "*", "keyspace": "*", "key": "*"}
     named = key is not None and key.key_space_id in call.body.get("keyspaces", (key.key_space_id,))
@@ -523,6 +524,13 @@ def verify_key(call: Call) -> Any:
     verdict = verification.verify(key, call.body, call.remote_ip)
     verification.note(call, verdict, started)
     return msgspec.Raw(steps.render(verdict))
+
+
+def _taken_over(call: Call, migration: str) -> bool:
+    def may(key: KeyName) -> bool:
+        return call.allows({"api": key.api_id, "keyspace": key.key_space_id, "key": key.id})
+
+    return imports.take_over(call.workspace_id, migration, call.body["key"], may)
 
 
 CREATE_PERMISSION = U("rbac/permissions/*#create_permission") | T("rbac.*.create_permission")

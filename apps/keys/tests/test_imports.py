@@ -107,6 +107,20 @@ def test_a_prefixed_key_is_taken_over_at_its_first_use(tenant: Tenant, api_id: s
     assert key.hash == b64encode(sha256(TEXT)).decode()
 
 
+def test_only_who_may_verify_a_key_takes_it_over(tenant: Tenant, api_id: str) -> None:
+    migration(tenant, algorithm=PREFIXED)
+    import_keys(tenant, api_id, {"hash": sha256(LONG).hex()})
+    key = Key.objects.unscoped("test").get()
+    body = {"key": TEXT, "migrationId": "acme-old"}
+    space = f"unkey:v1:{tenant.workspace.id}:keyspaces/{key.key_space_id}"
+    for permission in ("api.*.read_key", "api.api_other.verify_key", f"{space}/keys/key_other#verify_key"):
+        answer = tenant.holding(permission)("keys.verifyKey", body)
+        assert answer == {"valid": False, "code": "NOT_FOUND"}
+    with unscoped("test"):
+        assert list(Key.objects.values_list("hash", "version")) == [(key.hash, key.version)]
+    assert tenant.holding(f"{space}/keys/{key.pk}#verify_key")("keys.verifyKey", body)["valid"]
+
+
 def test_another_workspace_takes_nothing_over(tenant: Tenant, stranger: Tenant, api_id: str) -> None:
     migration(tenant, algorithm=PREFIXED)
     import_keys(tenant, api_id, {"hash": sha256(LONG).hex()})
