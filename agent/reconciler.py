@@ -832,9 +832,11 @@ class Reconciler:
         await self._runtime.tidy(images)
 
     async def logs(self, deployment_id: str, tail: int) -> list[LogLine]:
-        """Return the last lines of a deployment's instances; none if nothing of it runs here."""
+        """Return the last lines of a deployment's instances, also of those that are gone since a while."""
         keeper = self._keepers.get(deployment_id)
-        return await keeper.logs(tail) if keeper is not None else []
+        lines = await self._runtime.last_logs(deployment_id, tail)
+        lines += await keeper.logs(tail) if keeper is not None else []
+        return sorted(lines, key=lambda line: line.time)[-tail:]
 
     async def leave(self) -> None:
         """Stop watching; instances run on."""

@@ -124,5 +124,8 @@ class Runtime(Protocol):
     async def logs(self, name: str, tail: int) -> list[LogLine]:
         """Return the last lines of an instance's log, oldest first; none if there is no such instance."""
 
+    async def last_logs(self, deployment_id: str, tail: int) -> list[LogLine]:
+        """Return the last lines of a deployment's instances that were removed lately, oldest first."""
+
     async def tidy(self, images: set[str]) -> None:
         """Called every minute: end what no instance is, and drop what is cached of other images than these."""

@@ -52,6 +52,9 @@ PORTS = range(20_000, 32_000)
 LOG_BYTES = 10 * 1024 * 1024
 LOG_READ_BYTES = 1024 * 1024
 LINE_CHARACTERS = 16 * 1024
+# What is left of the logs of instances that are gone, such as those of a deployment that failed.
+LAST_LOG_BYTES = 256 * 1024
+LAST_LOGS, LAST_LOGS_SECONDS = 100, 86_400.0
 MEMORY_LOOK_SECONDS = 2.0
 NOFILE = 65_536
 NICE = 5
@@ -96,6 +99,11 @@ class Instance:
         """File that standard output and error go to."""
         return self.folder / "log"
 
+    @property
+    def logs(self) -> tuple[Path, Path]:
+        """What was written, oldest first; one of them need not be there."""
+        return self.folder / "log.1", self.log
+
 
 class ProcessRuntime:
     """See the module; implements `agent.runtimes.base.Runtime`.
@@ -113,7 +121,8 @@ class ProcessRuntime:
         self._warming: asyncio.Task[None] | None = None
         self._snapshots = root / "snapshots"
         self._instances = root / "instances"
-        for folder in (self._snapshots, self._instances):
+        self._last_logs = root / "logs"
+        for folder in (self._snapshots, self._instances, self._last_logs):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._environments = Environments(root / "environments")
         self._ports = Ports(root.parent / "ports.json", PORTS)
@@ -248,7 +257,21 @@ class ProcessRuntime:
         """See `Runtime.remove`."""
         instance = self._known.pop(name, None)
         if instance is not None:
+            await asyncio.to_thread(self._keep_log, instance)
             await self._remove(instance.folder)
+
+    def _keep_log(self, instance: Instance) -> None:
+        record = instance.record
+        kept = self._last_logs / f"{record.deployment_id}.{record.name}"
+        try:
+            text = b"".join(path.read_bytes() for path in instance.logs if path.exists())
+            if text:
+                kept.write_bytes(text[-LAST_LOG_BYTES:])
+                written = instance.log.stat().st_mtime
+                os.utime(kept, (written, written))
+        except OSError as error:  # a full disk
+            log.warning("log_dropped", name=record.name, error=str(error))
+            kept.unlink(missing_ok=True)
 
     async def _remove(self, folder: Path) -> None:
         """Remove an instance's folder; from then on its port rests."""
@@ -276,6 +299,18 @@ class ProcessRuntime:
             return []
         return await asyncio.to_thread(_read_log, instance, tail)
 
+    async def last_logs(self, deployment_id: str, tail: int) -> list[LogLine]:
+        """See `Runtime.last_logs`."""
+        return await asyncio.to_thread(self._read_last_logs, deployment_id, tail)
+
+    def _read_last_logs(self, deployment_id: str, tail: int) -> list[LogLine]:
+        found: list[LogLine] = []
+        for path in self._last_logs.iterdir():
+            of, _, name = path.name.partition(".")
+            if of == deployment_id:
+                found += _lines_of(path, name, [])
+        return sorted(found, key=lambda line: line.time)[-tail:] if tail > 0 else []
+
     async def tidy(self, images: set[str]) -> None:
         """See `Runtime.tidy`."""
         await self._end_strays()
@@ -300,6 +335,10 @@ class ProcessRuntime:
         kept = {f"{image.rpartition(':')[2]}.tar.gz" for image in images}
         for path in self._snapshots.iterdir():
             if path.name not in kept and not path.name.startswith("."):
+                path.unlink(missing_ok=True)
+        logs = sorted(self._last_logs.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for number, path in enumerate(logs):
+            if number >= LAST_LOGS or path.stat().st_mtime < time.time() - LAST_LOGS_SECONDS:
                 path.unlink(missing_ok=True)
         self._environments.tidy({instance.record.environment for instance in instances}, time.time())
 
@@ -509,34 +548,46 @@ def _cut(line: str) -> str:
 
 def _read_log(instance: Instance, tail: int) -> list[LogLine]:
     lines: list[LogLine] = []
-    for path in (instance.folder / "log.1", instance.log):
-        try:
-            with path.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                start = max(0, size - LOG_READ_BYTES)
-                file.seek(start)
-                content = file.read(LOG_READ_BYTES)
-                written = int(os.fstat(file.fileno()).st_mtime * 1000)
-        except FileNotFoundError:
-            continue
-        if start:
-            start += content.find(b"\n") + 1
-            content = content[content.find(b"\n") + 1 :]
-        sizes = list(instance.sizes) if path == instance.log else []
-        offset = start
-        for raw in content.split(b"\n"):
-            offset += len(raw) + 1
-            if not raw and offset > size:
-                break
-            while sizes and sizes[0][0] < offset - 1:
-                sizes.pop(0)
-            text = _cut(raw.decode("utf-8", "replace").rstrip("\r"))
-            lines.append(
-                LogLine(
-                    time=min(sizes[0][1] if sizes else written, written),
-                    instance=instance.record.name,
-                    stream="agent" if text.startswith(AGENT_MARK) else "output",
-                    text=text.removeprefix(AGENT_MARK),
-                )
-            )
+    for path in instance.logs:
+        lines += _lines_of(path, instance.record.name, list(instance.sizes) if path == instance.log else [])
     return lines[-tail:]
+
+
+def _lines_of(path: Path, name: str, sizes: list[tuple[int, int]]) -> list[LogLine]:
+    """Return the last lines of a file.
+
+    Args:
+        path: it need not be there.
+        name: the instance's.
+        sizes: how long the file was when, oldest first.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            start = max(0, size - LOG_READ_BYTES)
+            file.seek(start)
+            content = file.read(LOG_READ_BYTES)
+            written = int(os.fstat(file.fileno()).st_mtime * 1000)
+    except FileNotFoundError:
+        return []
+    if start:
+        start += content.find(b"\n") + 1
+        content = content[content.find(b"\n") + 1 :]
+    lines: list[LogLine] = []
+    offset = start
+    for raw in content.split(b"\n"):
+        offset += len(raw) + 1
+        if not raw and offset > size:
+            break
+        while sizes and sizes[0][0] < offset - 1:
+            sizes.pop(0)
+        text = _cut(raw.decode("utf-8", "replace").rstrip("\r"))
+        lines.append(
+            LogLine(
+                time=min(sizes[0][1] if sizes else written, written),
+                instance=name,
+                stream="agent" if text.startswith(AGENT_MARK) else "output",
+                text=text.removeprefix(AGENT_MARK),
+            )
+        )
+    return lines

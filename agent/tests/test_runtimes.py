@@ -144,6 +144,34 @@ def test_how_an_instance_ended_is_told_and_it_can_start_again(make, order):
     make.run(scenario)
 
 
+def test_what_an_instance_wrote_can_be_read_after_it_is_gone_for_a_while(make, order, root, monkeypatch):
+    async def scenario():
+        runtime = make()
+        for name, deployment in (("i_1", "d_1"), ("i_2", "d_1"), ("i_3", "d_10")):
+            await runtime.start(order(programs.CRASHES, name=name, deployment_id=deployment))
+
+            async def ended(name=name):
+                return not (await runtime.observe(name)).alive
+
+            await until(ended)
+            await runtime.note(name, "it is removed")
+            await runtime.remove(name)
+            assert await runtime.logs(name, 10) == []
+        read = [(line.instance, line.stream, line.text) for line in await runtime.last_logs("d_1", 10)]
+        said = [("output", "cannot go on: no configuration"), ("agent", "it is removed")]
+        assert sorted(read) == sorted((name, *each) for name in ("i_1", "i_2") for each in said)
+        assert [line.text for line in await make().last_logs("d_10", 1)] == ["it is removed"]
+        assert await runtime.last_logs("../instances/d_1", 10) == await runtime.last_logs("d_1", 0) == []
+        monkeypatch.setattr(process, "LAST_LOGS", 1)
+        await runtime.tidy(set())
+        assert len(list((root / "logs").iterdir())) == 1
+        monkeypatch.setattr(process, "LAST_LOGS_SECONDS", -1.0)
+        await runtime.tidy(set())
+        assert list((root / "logs").iterdir()) == []
+
+    make.run(scenario)
+
+
 def test_another_runtime_over_the_same_ground_finds_the_instances_again(make, order):
     async def scenario():
         runtime = make()
