@@ -187,6 +187,7 @@ class Connection(asyncio.Protocol):
             return self.exchange.tunnel_client_eof() and not self.secure
         if self.phase == Phase.BODY and self.request is not None and self.request.sink is not None:
             self.request.sink.body_failed()
+        self.transport.close()  # with what is still to be written, which the event loop itself would drop
         return False
 
     def pause_writing(self) -> None:
@@ -486,6 +487,8 @@ class Connection(asyncio.Protocol):
         if limit and request.size > limit:
             return self._broken_body(request, RequestBodyTooLarge(f"A body may have {limit} bytes."))
         if ended:
+            if decoder is not None:
+                request.trailers = decoder.trailers
             self._decoder = None
             self._held = rest
             self.phase = Phase.BUSY

@@ -204,7 +204,8 @@ class Stream(asyncio.Transport):
     exchange_type: ClassVar[type[Exchange]] = StreamExchange
 
     __slots__ = (
-        "_credit", "_ending", "_held", "_number", "_owner", "_pending", "_remaining", "deadline", "ended_in",
+        "_credit", "_ending", "_ends", "_held", "_number", "_owner", "_pending", "_remaining", "_seen",
+        "blocked_since", "deadline", "ended_in",
         "ended_out", "eof", "exchange", "full", "paused", "phase", "request", "server", "trailers",
     )  # fmt: skip
 
@@ -213,7 +214,9 @@ class Stream(asyncio.Transport):
         self.request: Request | None = None
         self.exchange: Exchange | None = None
         self.phase: int = Phase.BUSY
-        self.deadline = owner.server.now + owner.server.limits.request_seconds
+        self._ends = self.deadline = owner.server.now + owner.server.limits.request_seconds
+        self._seen = 0  # bytes of the body when the client was last looked after
+        self.blocked_since = 0.0  # when anything of the answer was last taken, if `full`
         self.eof = False
         self.full = False  # the client does not take its answer
         self.paused = False
@@ -246,6 +249,7 @@ class Stream(asyncio.Transport):
         self.ended_in = ended
         if not ended and not head.upgrade:
             self.phase = Phase.BODY
+            self.deadline = min(self._ends, self.server.now + self.server.limits.body_seconds)
             request.body_ended = False
         try:
             self.server.handle(request)
@@ -344,19 +348,41 @@ class Stream(asyncio.Transport):
             self.server.finished(request, complete=False)
 
     def timed_out(self) -> None:
-        """The deadline has passed."""
-        if self.request is None:
-            return self.close()  # its answer is not taken
-        if self.phase == Phase.TUNNEL and self.exchange is not None:
-            if self.exchange.quiet_at > self._owner.server.now:
-                self.deadline = self.exchange.quiet_at
-                return
+        """The deadline has passed, or it is time to look after the client."""
+        now = self.server.now
+        if self.full and now - self.blocked_since >= self.server.limits.send_seconds:
+            self.server.slow += 1
             return self.abort()
+        if self.phase == Phase.TUNNEL and self.exchange is not None:
+            if self.exchange.quiet_at < now:
+                return self.abort()
+            return self._look_again(self.exchange.quiet_at)
+        if now < self._ends and self._is_moving():
+            return self._look_again(self._ends)
+        if self.request is None:
+            return self.abort()  # its answer is not taken
         if self.exchange is not None:
             self.exchange.client_gone()
             self.fail(GatewayTimeout("The app took too long to answer."))
         else:
             self.fail(RequestTimeout("The request took too long."))
+
+    def _is_moving(self) -> bool:
+        """Say whether the client sends what it still has to of the body, unless it may not."""
+        request = self.request
+        if request is None or self.phase != Phase.BODY:
+            return True
+        waits = self.paused or (request.expects_continue and not request.size)
+        moved, self._seen = request.size > self._seen, request.size
+        return waits or moved
+
+    def _look_again(self, ends: float) -> None:
+        limits = self.server.limits
+        if self.full:
+            ends = min(ends, self.blocked_since + limits.send_seconds)
+        if self.phase == Phase.BODY:
+            ends = min(ends, self.server.now + limits.body_seconds)
+        self.deadline = ends
 
     # -- the answer
 
@@ -486,7 +512,7 @@ class Http2Connection(asyncio.Protocol):
     """One client connection of a `Server` that speaks HTTP/2."""
 
     __slots__ = (
-        "_believes", "_blocked", "_draining", "_final", "_framing", "_full", "_pushing", "_scheduled", "_since",
+        "_believes", "_blocked", "_draining", "_final", "_framing", "_full", "_full_since", "_pushing", "_scheduled", "_since",
         "_streams", "_unacknowledged", "deadline", "peer", "secure", "server", "transport",
     )  # fmt: skip
 
@@ -503,6 +529,7 @@ class Http2Connection(asyncio.Protocol):
         self._draining = False
         self._final = False
         self._full = False
+        self._full_since = 0.0
         self._pushing = False
         self._scheduled = False
         self._since = server.now
@@ -569,10 +596,13 @@ class Http2Connection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:
+        self.transport.close()  # see `Connection.eof_received`
         return False
 
     def pause_writing(self) -> None:
         self._full = True
+        self._full_since = self.server.now
+        self.deadline = min(self.deadline, self.server.now + self.server.limits.send_seconds)
 
     def resume_writing(self) -> None:
         self._full = False
@@ -631,9 +661,10 @@ class Http2Connection(asyncio.Protocol):
             head.client = head.hops = self.peer
             self._streams[number] = stream
             return stream.refuse(head, fault, ended=ended)
-        self.deadline = min(self.deadline, stream.deadline) if self._streams else stream.deadline
+        alone = not self._streams
         self._streams[number] = stream
         stream.begin(head, ended=ended)
+        self.deadline = stream.deadline if alone else min(self.deadline, stream.deadline)
 
     def _data(self, event: DataReceived) -> None:
         # The window of the connection is for all: one stream that is not read must not stop the others.
@@ -817,6 +848,10 @@ class Http2Connection(asyncio.Protocol):
         self._schedule()
         if stream.waiting:
             self._blocked[number] = stream
+            if count or not stream.full:
+                stream.blocked_since = self.server.now
+                stream.deadline = min(stream.deadline, self.server.now + self.server.limits.send_seconds)
+                self.deadline = min(self.deadline, stream.deadline)
             if not stream.full:
                 stream.full = True
                 if stream.exchange is not None:
@@ -886,6 +921,11 @@ class Http2Connection(asyncio.Protocol):
     def timed_out(self) -> None:
         """Look for streams whose time is over; close if there are none."""
         now = self.server.now
+        if self.transport.is_closing():
+            return self.transport.abort()
+        if self._full and now - self._full_since >= self.server.limits.send_seconds:
+            self.server.slow += 1
+            return self.transport.abort()
         for stream in list(self._streams.values()):
             if stream.deadline < now:
                 stream.timed_out()
@@ -894,6 +934,8 @@ class Http2Connection(asyncio.Protocol):
             self._goodbye(self._framing.highest_inbound_stream_id)
         if self._streams:
             self.deadline = min(stream.deadline for stream in self._streams.values())
+            if self._full:
+                self.deadline = min(self.deadline, self._full_since + self.server.limits.send_seconds)
         elif self._draining:
             self.transport.close()
         elif self.deadline < now:

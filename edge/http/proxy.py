@@ -102,6 +102,17 @@ def _has_length(request: Request) -> bool:
     return request.method not in (b"GET", b"HEAD") and request.header(b"content-length") is not None
 
 
+def _passed_on(trailers: bytes) -> bytes:
+    if not trailers:
+        return b""
+    kept = []
+    for line in trailers.split(b"\r\n")[:-1]:
+        name = line.partition(b":")[0].lower().replace(b"_", b"-")
+        if name not in FORBIDDEN_TRAILERS and not name.startswith(b"x-unkey-"):
+            kept.append(line + b"\r\n")
+    return b"".join(kept)
+
+
 class Exchange:
     """The state of one forwarded request.
 
@@ -240,6 +251,10 @@ class Exchange:
         self._upstream_full = False
         self.client.resume_reading()
 
+    def request_trailers(self) -> bytes:
+        """Return the lines behind the request's body that may be passed on."""
+        return _passed_on(self.request.trailers)
+
     # -- towards the client
 
     def write(self, data: bytes) -> None:
@@ -285,11 +300,7 @@ class Exchange:
         """Return what ends the body, with those trailers that may be passed on."""
         if not self._chunked:
             return b""
-        if trailers:
-            lines = trailers.split(b"\r\n")[:-1]
-            kept = [line for line in lines if line.partition(b":")[0].lower() not in FORBIDDEN_TRAILERS]
-            trailers = b"".join(line + b"\r\n" for line in kept)
-        return b"0\r\n%b\r\n" % trailers
+        return b"0\r\n%b\r\n" % _passed_on(trailers)
 
     def response_body(self, piece: bytes) -> None:
         """Pass on a piece of a body that ends with the upstream's connection."""

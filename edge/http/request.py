@@ -195,7 +195,7 @@ class Request:
 
     __slots__ = (
         "body_ended", "connection", "expects_continue", "fields", "found", "head", "host", "host_field", "http10",
-        "id", "keep_alive", "length", "method", "pieces", "sink", "size", "started", "status", "target",
+        "id", "keep_alive", "length", "method", "pieces", "sink", "size", "started", "status", "target", "trailers",
         "upgrade",
     )  # fmt: skip
 
@@ -219,6 +219,7 @@ class Request:
         self.pieces: list[bytes] = []
         self.size = 0  # bytes of body received so far
         self.sink: BodySink | None = None
+        self.trailers = b""  # lines that came behind a chunked body
         self.found: Any = None  # what the handler has found out of it, for whoever notes requests
 
     @property

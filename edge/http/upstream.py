@@ -183,13 +183,14 @@ class UpstreamConnection(asyncio.Protocol):
         """Write a request's head, and what there is of its body; `ended`: that is all."""
         exchange = self.exchange
         if exchange is not None and exchange.request.length < 0:
-            body = _chunk(body, ended=ended)
+            body = _chunk(exchange, body, ended=ended)
         self.transport.write(head + body if body else head)
 
     def send_body(self, piece: bytes, *, ended: bool) -> None:
         """Write another piece of the body; `ended`: the last."""
-        if self.exchange is not None and self.exchange.request.length < 0:
-            piece = _chunk(piece, ended=ended)
+        exchange = self.exchange
+        if exchange is not None and exchange.request.length < 0:
+            piece = _chunk(exchange, piece, ended=ended)
         if piece:
             self.transport.write(piece)
 
@@ -372,9 +373,9 @@ class UpstreamConnection(asyncio.Protocol):
                 self.transport.resume_reading()
 
 
-def _chunk(piece: bytes, *, ended: bool) -> bytes:
+def _chunk(exchange: "Exchange", piece: bytes, *, ended: bool) -> bytes:
     text = b"%x\r\n%b\r\n" % (len(piece), piece) if piece else b""
-    return text + b"0\r\n\r\n" if ended else text
+    return b"%b0\r\n%b\r\n" % (text, exchange.request_trailers()) if ended else text
 
 
 class Pool:

@@ -344,6 +344,45 @@ def test_time_is_limited_as_for_http_1_1(rig, proxy, connect):
     assert client.answer(slow).status == 504
 
 
+def test_a_client_that_is_silent_within_a_body_is_told(rig, proxy, connect):
+    origin = rig.origin(script=lambda upstream: Client.over(upstream).rest())
+    client = connect(proxy(origin.address, limits=Limits(body_seconds=0.1)))
+    number = client.open(client.fields("POST"), end=False)
+    client.data(number, b"some")
+    assert client.answer(number).status in (408, 504)
+
+
+def test_a_client_that_takes_nothing_of_an_answer_loses_it_and_keeps_the_others(rig, proxy, connect):
+    origin = rig.origin(lambda seen: response(MEGABYTE if seen.target == "/large" else b"small"))
+    server = proxy(origin.address, limits=Limits(send_seconds=0.1))
+    client = connect(server, greedy=False)
+    number = client.get("/large")
+    client.until(lambda: len(client.answers[number].body) == 65535)
+    client.h2.increment_flow_control_window(10_000)
+    client.flush()
+    assert client.answer(number).reset == h2.errors.ErrorCodes.INTERNAL_ERROR
+    assert server.slow == 1
+    assert client.ask("/small").body == b"small"
+
+
+def test_a_connection_that_takes_nothing_at_all_is_ended(rig, tls, connect):
+    def answer(request):
+        request.respond(200, b"", 4 * MEGABYTE)
+
+    server = rig.serve(answer, Limits(send_seconds=0.1), tls=tls)
+    client = connect(server, receive_buffer=65536)
+    client.h2.update_settings({h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: 2**30})
+    client.h2.increment_flow_control_window(2**30)
+    client.flush()
+    client.step()
+    rig.loop.call(lambda: [narrow(each) for each in server.connections])
+    client.get()
+    while rig.loop.call(lambda: server.slow) == 0:
+        pass
+    while rig.loop.call(lambda: len(server.connections)):
+        pass
+
+
 def test_a_connection_that_is_not_used_is_ended_with_a_word(rig, proxy, connect):
     client = connect(proxy(rig.origin().address, limits=Limits(idle_seconds=0.1)))
     assert client.ask().status == 200

@@ -1,7 +1,9 @@
 """The PROXY protocol, before a request and before a TLS handshake."""
 
 import asyncio
+import contextlib
 import socket
+import ssl
 import struct
 from ipaddress import ip_address, ip_network
 
@@ -11,7 +13,8 @@ from hypothesis import strategies as st
 
 from edge.http.limits import Limits
 from edge.http.proxied import BadHeader, read_header
-from edge.http.tests.rig import Client
+from edge.http.tests.rig import PATIENCE, Client, certificate
+from edge.http.tls import Certificates
 from unkey.env import env
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
@@ -173,3 +176,29 @@ def test_the_address_is_counted_for_the_bound_of_connections(rig):
     assert rig.client(server).send(SOUND["version 1 of IPv6"][0] + GET).answer()[0] == 200
     assert server.crowded == 1
     first.socket.shutdown(socket.SHUT_RDWR)
+
+
+def test_the_header_comes_before_the_handshake(rig):
+    issued = certificate("a.test", 1)
+    told = []
+
+    def handle(request):
+        told.append((request.peer, request.secure))
+        request.respond(200, b"", b"")
+
+    tls = Certificates(lambda name: issued, "a.test").listener_context()
+    server = rig.serve(handle, tls=tls, proxied=True)
+    plain = socket.create_connection(("127.0.0.1", rig.ports[server]), timeout=PATIENCE)
+    plain.sendall(SOUND["version 1"][0])
+    context = ssl.create_default_context(cadata=issued.chain)
+    with contextlib.closing(Client.over(context.wrap_socket(plain, server_hostname="a.test"))) as client:
+        assert client.send(GET).answer()[0] == 200
+    assert told == [(b"203.0.113.9", True)]
+
+
+def test_a_handshake_that_does_not_come_has_the_time_of_a_head(rig):
+    issued = certificate("a.test", 1)
+    tls = Certificates(lambda name: issued, "a.test").listener_context()
+    for proxied, start in ((True, SOUND["version 2"][0]), (False, b"")):
+        server = rig.serve(lambda request: None, Limits(header_seconds=0.2), tls=tls, proxied=proxied)
+        assert rig.client(server).send(start + b"\x16\x03\x01").rest() == b""

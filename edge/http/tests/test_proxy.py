@@ -171,6 +171,26 @@ def test_a_chunked_request_passes_and_the_next_one_is_not_part_of_it(rig):
     assert [seen.method for seen in origin.seen] == ["POST", "GET"]
 
 
+@pytest.mark.parametrize("cut", [0, 7])
+def test_trailers_of_a_request_pass_but_for_those_that_say_more_than_a_trailer_may(rig, cut):
+    received = bytearray()
+
+    def script(connection):
+        while not received.endswith(b"\r\n\r\n") or b"0\r\n" not in received:
+            received.extend(connection.recv(65536))
+        connection.sendall(response(b"ok"))
+
+    client = rig.client(rig.proxy(rig.origin(script=script).address))
+    text = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
+    trailers = (
+        b"X-Sum: 1\r\nContent-Length: 9\r\nX_Unkey_Principal: root\r\nAuthorization: x\r\nX-Last: 2\r\n\r\n"
+    )
+    client.send(text + trailers[:cut])
+    client.send(trailers[cut:])
+    assert client.answer()[0] == 200
+    assert bytes(received).endswith(b"\r\n\r\n1\r\nx\r\n0\r\nX-Sum: 1\r\nX-Last: 2\r\n\r\n")
+
+
 def test_a_streamed_response_arrives_piece_by_piece(rig):
     go_on = threading.Event()
 
