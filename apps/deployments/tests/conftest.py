@@ -5,6 +5,7 @@ import io
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -210,9 +211,9 @@ class Programs:
         self.address = f"127.0.0.1:{self.server.server_port}"
 
 
-@pytest.fixture
-def programs() -> Iterator[Programs]:
-    """An HTTP server on a free port."""
+@contextmanager
+def serve_programs() -> Iterator[Programs]:
+    """Run an HTTP server on a free port."""
     made = Programs()
     thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -220,3 +221,10 @@ def programs() -> Iterator[Programs]:
     made.server.shutdown()
     made.server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def programs() -> Iterator[Programs]:
+    """An HTTP server on a free port."""
+    with serve_programs() as made:
+        yield made

@@ -1,6 +1,7 @@
 """Deletion of projects, apps and environments: what is taken down, in which order, and that nothing stays."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any
 
@@ -12,14 +13,14 @@ from apps.audit.models import AuditLog
 from apps.cluster.models import Agent, Edge, Region, Stream
 from apps.deployments import lifecycle
 from apps.deployments.models import Deployment, Instance, OpenapiSpec, Topology
-from apps.deployments.tests.conftest import Platform, Programs
+from apps.deployments.tests.conftest import Platform, make_platform, serve_programs
 from apps.projects import removal
 from apps.projects.models import App, Environment, Project
 from apps.routing.models import FrontlineRoute, Sentinel
 from apps.workflows.engine import WorkflowRun
 from apps.workflows.sweeper import drain
 from unkey import clock
-from unkey.rpc.testing import Tenant
+from unkey.rpc.testing import Tenant, make_tenant
 from unkey.tenancy import unscoped
 
 HISTORY = {"audit", "workflows"}  # what happened stays told: the audit log, and runs until they are pruned
@@ -31,20 +32,28 @@ OPERATIONS = {
 }
 
 
-@pytest.fixture
-def full(platform: Platform, programs: Programs) -> Platform:
+@pytest.fixture(scope="module")
+def shop(made_once: Callable[[], AbstractContextManager[None]]) -> Iterator[Platform]:
     """An app with something in every table that refers to a project, an app, an environment or a deployment."""
-    programs.answers["/openapi.yaml"] = (200, b"openapi: 3.0.3\npaths: {}\n")
-    variables = [{"key": "A", "value": "1"}]
-    platform.tenant("environments.setEnvironmentVariables", {**PLACE, "variables": variables})
-    for environment in ("production", "production", "preview"):
-        made = platform.create(environment)
+    with serve_programs() as programs, made_once():
+        platform = make_platform(make_tenant())
+        programs.answers["/openapi.yaml"] = (200, b"openapi: 3.0.3\npaths: {}\n")
+        variables = [{"key": "A", "value": "1"}]
+        platform.tenant("environments.setEnvironmentVariables", {**PLACE, "variables": variables})
+        for environment in ("production", "production", "preview"):
+            made = platform.create(environment)
+            drain()
+            platform.report(made, "running", address=programs.address)
+            drain()
+        platform.create("production")  # under way
         drain()
-        platform.report(made, "running", address=programs.address)
-        drain()
-    platform.create("production")  # under way
-    drain()
-    return platform
+        yield platform
+
+
+@pytest.fixture
+def full(shop: Platform, db: None) -> Platform:
+    """The app with something in every table."""
+    return shop
 
 
 def referring(ids: set[str]) -> Iterator[tuple[str, str, str]]:
@@ -165,7 +174,7 @@ def test_what_is_protected_is_not_deleted(platform: Platform, scope: str) -> Non
     platform.tenant(protect, {**body, "deleteProtection": True})
     error = platform.tenant.refused(operation, body, 412)
     assert error["type"].endswith("/protected_resource")
-    assert not WorkflowRun.objects.exists()
+    assert not WorkflowRun.objects.filter(workspace_id=platform.tenant.workspace.id).exists()
     platform.tenant(protect, {**body, "deleteProtection": False})
     platform.tenant(operation, body)
 
@@ -181,7 +190,7 @@ def test_a_deployment_that_is_under_way_is_cancelled_and_says_why(platform: Plat
     row = rows.get(pk=made)
     assert (row.status, row.desired_state) == ("cancelled", "stopped")
     assert row.steps.get(step="deploying").error == lifecycle.ENVIRONMENT_DELETED
-    assert WorkflowRun.objects.get(service="deploy").state == "cancelled"
+    assert WorkflowRun.objects.get(service="deploy", input__deployment_id=made).state == "cancelled"
     assert Topology.objects.get(deployment=made).desired_status == "stopped"
 
 
