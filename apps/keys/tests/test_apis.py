@@ -26,6 +26,8 @@ def test_an_api_is_created_read_and_deleted(tenant: Tenant) -> None:
         assert {(event.actor_type, event.remote_ip) for event in list(events)[-2:]} == {
             ("rootkey", "127.0.0.1")
         }
+        kinds = [[target["type"] for target in event.targets] for event in list(events)[-2:]]
+        assert kinds == [["api", "keySpace"], ["api"]]
 
 
 def test_names_of_apis_need_not_be_unique(tenant: Tenant) -> None:
