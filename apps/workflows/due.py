@@ -5,8 +5,8 @@ from datetime import datetime
 from enum import Enum
 from typing import Any
 
-from django.db.models import Case, CharField, Exists, F, Func, Max, Min, OuterRef, Q, Value, When, Window
-from django.db.models.functions import Cast, Coalesce, Concat, RowNumber
+from django.db.models import Case, CharField, Exists, F, Func, Max, Min, OuterRef, Q, Value, When
+from django.db.models.functions import Cast, Coalesce, Concat
 
 from apps.workflows.definition import Step, workflows
 from apps.workflows.models import WorkflowKey, WorkflowRun
@@ -39,22 +39,26 @@ def due_keys(queues: Iterable[str] | None = None, limit: int = BATCH, room: Room
         Q(lease_expires_at__gt=now) | (Q(exclusive=True) & ~Q(holder=OuterRef("id")) & ~Q(holder="")),
         key=OuterRef("key"),
     )
-    due = WorkflowRun.objects.filter(~Exists(held), next_at__lte=now)
+    due = WorkflowRun.objects.annotate(next_part=_NEXT_PART).filter(~Exists(held), next_at__lte=now)
     if queues is not None:
         due = due.filter(queue__in=list(queues))
-    if room is not Room.ALL:
-        turn = Window(
-            RowNumber(), partition_by=[F("key")], order_by=[F("urgent").desc(), F("arrival"), F("id")]
-        )
-        first = due.order_by().annotate(turn=turn).filter(turn=1).values("id")
-        due = WorkflowRun.objects.annotate(next_part=_NEXT_PART).filter(id__in=first)
-        urgent = WorkflowRun.objects.filter(key=OuterRef("key"), urgent=True, next_at__lte=now)
-        no_room = Q() if room is Room.NONE else ~Exists(urgent)  # who holds an urgent run up is as urgent
-        due = due.exclude(_wants_place() & no_room)
     # Grouped by an expression: by the column itself SQLite walks the whole index of keys, parked runs too.
     named = due.order_by().annotate(name=Coalesce("key", Value(""))).values("name")
     keys = named.annotate(first=Min("next_at"), most=Max("urgent"))
-    return [row["name"] for row in keys.order_by("-most", "first")[:limit]]
+    if room is not Room.ALL:
+        # Whose turn it is in its key has the lowest rank: as `rows.next_runs` chooses.
+        rank = F("arrival") - Case(When(urgent=True, then=Value(2**62)), default=Value(0))
+        keys = keys.annotate(turn=Min(rank), placeless=Min(rank, filter=~_wants_place()))
+        keys = keys.filter(turn=F("placeless"))
+    found = [row["name"] for row in keys.order_by("-most", "first")[:limit]]
+    if room is Room.URGENT:  # with those whose turn is that of a run that holds an urgent one up
+        leased = WorkflowKey.objects.filter(lease_expires_at__gt=now, key=OuterRef("key"))
+        urgent = WorkflowRun.objects.filter(~Exists(leased), urgent=True, next_at__lte=now)
+        if queues is not None:
+            urgent = urgent.filter(queue__in=list(queues))
+        hurried = urgent.order_by("next_at").values_list("key", flat=True)[:limit]
+        found = list(dict.fromkeys([*hurried, *found]))[:limit]
+    return found
 
 
 def next_due(queues: Iterable[str] | None = None) -> datetime | None:
