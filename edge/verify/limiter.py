@@ -17,6 +17,7 @@ MIN_DURATION_MS = 1000
 _KEPT_OF_SHARED = 50_000
 # How many counters are looked at for each that is new, and at a sweep.
 _LOOKED_AT = 2
+_SET_BACK_MS = 2000  # a clock that is held back by less is being adjusted
 _SWEPT = 1000
 
 Counter = tuple[str, str, str, int]
@@ -142,6 +143,7 @@ class Limiter:
         # again. So nobody ever waits until all of them were looked at.
         self._windows: dict[Counter, Window] = {}
         self._older: dict[Counter, Window] = {}
+        self._swept_at = 0
         self._new = 0  # counters since some were looked at
         self._cells = memoryview(b"")
         # Counters that were asked since they were last exchanged, oldest first.
@@ -281,8 +283,28 @@ class Limiter:
         return taken
 
     def sweep(self, now_ms: int) -> int:
-        """Forget counters that no longer weigh on any check, of the next thousand; return how many."""
+        """Forget counters that no longer weigh on any check, of the next thousand; return how many.
+
+        To be called every half minute or so: this is where a clock is noticed that was set back.
+        """
+        if now_ms < self._swept_at - _SET_BACK_MS:
+            self._set_back(now_ms)
+        self._swept_at = now_ms
         return self._look_over(_SWEPT, now_ms)
+
+    def _set_back(self, now_ms: int) -> None:
+        """Let windows that have yet to begin be those of now.
+
+        What was counted in them counts on, lest it be given twice; were they left alone, a limit that was reached
+        would stay closed until the clock has caught up.
+        """
+        for counter, window in (*self._windows.items(), *self._older.items()):
+            duration = counter[3]
+            ends = (now_ms // duration + 1) * duration
+            if window.ends > ends:
+                window.previous = window.far_previous = 0
+                window.ends = ends
+                self._share(window, duration, now_ms)
 
     # Other machines
 

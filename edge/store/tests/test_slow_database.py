@@ -4,6 +4,7 @@ import asyncio
 import threading
 from concurrent.futures import Future
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from django.db.backends.utils import CursorWrapper
@@ -39,9 +40,9 @@ def held(monkeypatch):
     return hold
 
 
-def asked(edge: RunningEdge, root_key: str, text: str) -> "Future[tuple[int, object]]":
+def asked(edge: RunningEdge, root_key: str, text: str) -> "Future[tuple[int, Any]]":
     """Verify a key in the background."""
-    answer: Future[tuple[int, object]] = Future()
+    answer: Future[tuple[int, Any]] = Future()
     threading.Thread(target=lambda: answer.set_result(edge.post(root_key, {"key": text}))).start()
     return answer
 

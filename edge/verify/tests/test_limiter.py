@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge.store.counters import Counters
 from edge.verify.limiter import Limit, Limiter, Outcome
 
 MINUTE = 60_000
@@ -226,3 +227,30 @@ def test_counts_that_were_overtaken_on_their_way_change_nothing():
     limiter.check(limit(10, cost=0), START + MINUTE)
     limiter.learn(counter, sequence, 7, 0)
     assert limiter.check(limit(10, cost=0), START + MINUTE).remaining == 10 - 1 - 7
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_limit_that_was_reached_opens_in_its_time_although_the_clock_was_set_back(shared, tmp_path):
+    seat = Counters(tmp_path, buckets=16) if shared else None
+    limiter = Limiter(sharing=seat)
+    limit = Limit(("ws", "ns", "me", 60_000), 3, 1)
+    start = 3_600_000 * 1000
+    limiter.sweep(start)
+    assert [limiter.check(limit, start).passed for _ in range(4)] == [True, True, True, False]
+    early = start - 3_600_000
+    limiter.sweep(early)
+    assert not limiter.check(limit, early).passed  # what was given is not given again
+    assert limiter.check(limit, early).reset == early + 60_000
+    assert [limiter.check(limit, early + 120_000).passed for _ in range(4)] == [True, True, True, False]
+    if seat is not None:
+        seat.close()
+
+
+def test_a_clock_that_is_adjusted_by_a_little_changes_no_window():
+    limiter = Limiter()
+    limit = Limit(("ws", "ns", "me", 1000), 1, 1)
+    limiter.sweep(10_000)
+    assert limiter.check(limit, 10_000).passed
+    limiter.sweep(9_500)
+    assert not limiter.check(limit, 9_500).passed
+    assert limiter.check(limit, 9_500).reset == 11_000
