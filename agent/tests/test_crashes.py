@@ -240,10 +240,14 @@ def test_what_runs_is_left_alone_while_nothing_is_known_of_it(plane, image, star
 
     async def scenario():
         async with in_process() as agent:
-            await plane.soon(lambda: agent.reconciler.states())
+
+            def statuses():
+                return [state.status for state in agent.reconciler.states().get("d_1", ())]
+
+            await plane.soon(lambda: statuses() == ["running"])
             for _ in range(3):
                 agent.reconciler.correct_drift()
-            assert [state.status for state in agent.reconciler.states()["d_1"]] == ["running"]
+            assert statuses() == ["running"]
             plane.away = False
             assert await asyncio.to_thread(plane.running, "d_1") == [instance]
             assert ask(instance)["pid"] == pid
