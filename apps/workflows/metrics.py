@@ -130,9 +130,15 @@ def _of_the_process() -> Iterator[Metric]:
         ("commits", "Transactions of the engine", counters.commits),
     ):
         yield CounterMetricFamily(f"unkey_workflow_{name}", text, value=value)
-    yield GaugeMetricFamily(
-        "unkey_workflow_outside_running", "Outside parts that run now", value=counters.outside_running
-    )
+    for name, text, value in (
+        ("outside_running", "Outside parts that run now", counters.outside_running),
+        (
+            "outside_abandoned",
+            "Outside parts that ran out of time and whose threads have not ended",
+            counters.outside_abandoned,
+        ),
+    ):
+        yield GaugeMetricFamily(f"unkey_workflow_{name}", text, value=value)
 
 
 def register() -> None:

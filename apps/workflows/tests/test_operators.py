@@ -281,7 +281,12 @@ def test_metrics_tell_what_this_process_has_done(monkeypatch: pytest.MonkeyPatch
         lapses=2,
         losses=3,
     )
+    mine.change(running=3, abandoned=1)
     values = scraped()
+    assert (values["unkey_workflow_outside_running[]"], values["unkey_workflow_outside_abandoned[]"]) == (
+        3,
+        1,
+    )
     assert values["unkey_workflow_steps_total['build', 'deploy', 'done']"] == 1
     assert values["unkey_workflow_retries_total['deploy']"] == 1
     assert values["unkey_workflow_step_seconds_bucket['0.025', 'build', 'deploy']"] == 1
