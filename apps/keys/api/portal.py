@@ -174,6 +174,9 @@ READ_ANALYTICS = T("api.{api}.read_analytics")
 def create_session(call: Call) -> JSON:
     """Begin a session of a user of yours; send the user to its address within 15 minutes."""
     portal = _named(call)
+    if portals.READ_KEYS not in call.body["scopes"]:
+        # The others are reached from the page of keys.
+        raise fault(f"{portals.READ_KEYS} is needed beside every other scope", "body.scopes", "Add it.")
     spaces = portals.key_spaces_of(portal)
     for space in spaces:
         about = {"api": space.api.id, "keyspace": space.id}

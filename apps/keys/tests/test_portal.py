@@ -196,15 +196,15 @@ def test_a_disabled_portal_begins_no_sessions_nor_does_one_without_a_page(
     ("scope", "needed"),
     [
         ("keys:read", ["api.*.read_key", "api.*.read_api"]),
-        ("keys:reroll", ["api.*.create_key", "api.*.encrypt_key"]),
-        ("analytics:read", ["api.*.read_analytics"]),
+        ("keys:reroll", ["api.*.read_key", "api.*.read_api", "api.*.create_key", "api.*.encrypt_key"]),
+        ("analytics:read", ["api.*.read_key", "api.*.read_api", "api.*.read_analytics"]),
     ],
 )
 def test_a_session_is_given_no_more_than_the_root_key_has(
     tenant: Tenant, portal: str, scope: str, needed: list[str]
 ) -> None:
     KeySpace.objects.unscoped("test").update(store_encrypted_keys=True)
-    body = {"portal": portal, "externalId": "ada", "scopes": [scope]}
+    body = {"portal": portal, "externalId": "ada", "scopes": ["keys:read", scope]}
     mint = f"portal.{portal}.create_portal_session"
     tenant.holding(*needed).refused("portal.createSession", body, 404)
     for missing in needed:
@@ -221,13 +221,28 @@ def test_a_session_does_only_what_its_scopes_say(tenant: Tenant, portal: str, ap
         "analytics:read": ("portal.getVerifications", {"startTime": 0, "endTime": 60_000}),
     }
     for scope in calls:
-        ada = enter(tenant, portal, scopes=[scope])
+        ada = enter(tenant, portal, scopes=["keys:read", scope])
         for needed, (operation, body) in calls.items():
-            if needed == scope:
+            if needed in ("keys:read", scope):
                 ada(operation, body)
             else:
                 error = ada.refused(operation, body, 403)
                 assert error["detail"] == f"Missing permission: '{needed}'"
+
+
+@pytest.mark.parametrize("scopes", [["keys:reroll"], ["analytics:read"], ["keys:reroll", "analytics:read"]])
+def test_what_is_reached_from_the_page_of_keys_needs_to_read_them(
+    tenant: Tenant, portal: str, scopes: list[str]
+) -> None:
+    body = {"portal": portal, "externalId": "ada", "scopes": scopes}
+    error = tenant.refused("portal.createSession", body, 400)
+    assert error["errors"] == [
+        {
+            "message": "keys:read is needed beside every other scope",
+            "location": "body.scopes",
+            "fix": "Add it.",
+        }
+    ]
 
 
 def test_the_token_is_a_cookie_of_requests_with_a_type(tenant: Tenant, portal: str) -> None:
