@@ -323,6 +323,8 @@ def approve_deployment(call: Call) -> JSON:
     status=201,
     errors=[
         errors.DeploymentNotFound,
+        errors.AppNotFound,
+        errors.EnvironmentNotFound,
         errors.SnapshotNotFound,
         errors.InvalidEnvironmentSettings,
         errors.PreconditionFailed,

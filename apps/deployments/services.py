@@ -10,7 +10,7 @@ from apps.cluster import versions
 from apps.cluster.models import Region
 from apps.deployments import actions, gates, lifecycle, queries, workflows
 from apps.deployments.models import Deployment, Instance, ScheduledChange, Topology
-from apps.projects.models import Environment, EnvironmentVariable
+from apps.projects.models import App, Environment, EnvironmentVariable
 from apps.workflows.engine import notify, start
 from unkey import clock, errors, ids
 from unkey.actors import Actor
@@ -91,8 +91,11 @@ def create_deployment(
     with transaction.atomic():
         # Held, so that settings, variables and policies are of one moment; the app's row first, as
         # everywhere, since a new route or deployment refers to both.
-        app = lifecycle.lock_app(environment.app_id)
-        environment = Environment.objects.select_for_update().get(pk=environment.pk)
+        try:
+            app = lifecycle.lock_app(environment.app_id)
+            environment = Environment.objects.select_for_update().get(pk=environment.pk)
+        except (App.DoesNotExist, Environment.DoesNotExist):  # deleted since the caller has read them
+            raise errors.EnvironmentNotFound("The requested environment does not exist.") from None
         regions = actions.check_deploy(environment, app, image)
         written = _written(commit, redeploy_of)
         variables = EnvironmentVariable.objects.filter(environment=environment).order_by("key")
@@ -157,8 +160,7 @@ def approve(deployment: Deployment, *, actor: Actor) -> Deployment:
         PreconditionFailed: it does not await approval, the workspace is suspended, or the app is being deleted.
     """
     with transaction.atomic():
-        app = lifecycle.lock_app(deployment.app_id)
-        deployment = lifecycle.lock(deployment.id)
+        app, deployment = _hold(deployment)
         actions.check("approve", deployment, app)
         lifecycle.set_status(deployment, Status.PENDING)
         audit.record(
@@ -174,8 +176,7 @@ def cancel(deployment: Deployment, *, actor: Actor) -> Deployment:
     One that has ended stays as it is. One that is being woken goes back to sleep.
     """
     with transaction.atomic():
-        lifecycle.lock_app(deployment.app_id)
-        deployment = lifecycle.lock(deployment.id)
+        _, deployment = _hold(deployment)
         if deployment.status in Deployment.TERMINAL:
             return deployment
         if deployment.finished_at is None:
@@ -198,8 +199,7 @@ def cancel_scheduled_change(deployment: Deployment, *, actor: Actor) -> Deployme
         PreconditionFailed: nothing is scheduled for it.
     """
     with transaction.atomic():
-        lifecycle.lock_app(deployment.app_id)
-        deployment = lifecycle.lock(deployment.id)
+        _, deployment = _hold(deployment)
         if not ScheduledChange.objects.filter(deployment=deployment).exists():
             raise errors.PreconditionFailed("No change is scheduled for the deployment. It runs on.")
         lifecycle.cancel_scheduled(deployment)
@@ -241,8 +241,7 @@ def stop(deployment: Deployment, *, actor: Actor) -> Deployment:
         DeploymentNotRunning, DeploymentIsStopping, DeploymentIsProduction: a gate refuses.
     """
     with transaction.atomic():
-        app = lifecycle.lock_app(deployment.app_id)
-        deployment = lifecycle.lock(deployment.id)
+        app, deployment = _hold(deployment)
         actions.check("stop", deployment, app)
         lifecycle.cancel_scheduled(deployment)
         lifecycle.set_desired_state(deployment, State.STOPPED)
@@ -260,8 +259,7 @@ def start_again(deployment: Deployment, *, actor: Actor) -> Deployment:
         PreconditionFailed: the workspace is suspended, or the app is being deleted.
     """
     with transaction.atomic():
-        app = lifecycle.lock_app(deployment.app_id)
-        deployment = lifecycle.lock(deployment.id)
+        app, deployment = _hold(deployment)
         actions.check("start", deployment, app)
         lifecycle.cancel_scheduled(deployment)
         asleep = deployment.asleep_since is not None
@@ -324,7 +322,10 @@ def report_instances(
             raise errors.DeploymentNotFound(
                 f"Deployment {deployment_id} is not meant to run in {region}, yet agent {agent_id} reports it."
             )
-        deployment = lifecycle.lock(deployment_id)
+        try:
+            deployment = lifecycle.lock(deployment_id)
+        except Deployment.DoesNotExist:  # deleted at this moment
+            raise queries.not_found() from None
         known = {row.name: row for row in Instance.objects.filter(deployment=deployment, region=place)}
         if number:
             # The deployment's row is held: reports of it come one after the other here.
@@ -382,8 +383,7 @@ def _switch(
     target: Deployment, workflow: "type[workflows.Rollback | workflows.Promote]", verb: str, actor: Actor
 ) -> None:
     with transaction.atomic():
-        app = lifecycle.lock_app(target.app_id)
-        target = lifecycle.lock(target.id)
+        app, target = _hold(target)
         actions.check(verb, target, app)
         # A pending stop must not overtake the switch that has just been accepted.
         lifecycle.cancel_scheduled(target)
@@ -400,6 +400,18 @@ def _switch(
             idempotency_key=ids.new(verb),
             workspace_id=target.workspace_id,
         )
+
+
+def _hold(deployment: Deployment) -> tuple[App, Deployment]:
+    """Lock a deployment and its app.
+
+    Raises:
+        DeploymentNotFound: it was deleted since the caller has read it.
+    """
+    try:
+        return lifecycle.lock_app(deployment.app_id), lifecycle.lock(deployment.id)
+    except (App.DoesNotExist, Deployment.DoesNotExist):
+        raise queries.not_found() from None
 
 
 def _start_deploy(deployment: Deployment) -> None:

@@ -10,6 +10,7 @@ from django.db import transaction
 from apps.audit import services as audit
 from apps.deployments import desired_state, idleness, lifecycle, workflows
 from apps.deployments.models import Deployment
+from apps.projects.models import App
 from apps.routing.models import Sentinel
 from apps.workflows.engine import start
 from unkey import clock
@@ -85,8 +86,11 @@ def wake_on_request(deployment_id: str, sleep: int, *, edge: str) -> Wake:
         found = rows.filter(pk=deployment_id).first()
         if found is None:
             return Wake(Answer.UNKNOWN)
-        app = lifecycle.lock_app(found.app_id)
-        deployment = lifecycle.lock(deployment_id)
+        try:
+            app = lifecycle.lock_app(found.app_id)
+            deployment = lifecycle.lock(deployment_id)
+        except (App.DoesNotExist, Deployment.DoesNotExist):  # deleted at this moment
+            return Wake(Answer.UNKNOWN)
         if deployment.desired_state == State.RUNNING:
             return Wake(Answer.WAKING)
         workspace = deployment.workspace

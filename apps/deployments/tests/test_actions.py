@@ -1,6 +1,7 @@
 """What is offered for a deployment is what is accepted: every state, in every situation of its app."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from apps.deployments.models import Deployment
 from apps.deployments.tests.conftest import Platform
 from apps.projects.models import App, Environment, EnvironmentRegion
 from apps.projects.services import delete_app, delete_environment, delete_project
+from apps.workflows.sweeper import drain
 from apps.workspaces.models import Workspace
 from unkey import clock, errors
 from unkey.actors import system
@@ -147,3 +149,21 @@ def test_exactly_what_would_be_accepted_is_offered(
                 offered = actions.available([row], actions.ALL)[target]
                 accepted = [action for action in actions.ALL if is_accepted(action, row)]
                 assert offered == accepted, f"{target} {status} {desired}"
+
+
+def test_what_is_deleted_between_a_look_and_an_action_is_not_found(platform: Platform) -> None:
+    with workspace_scope(platform.tenant.workspace.id):
+        made, live = platform.deploy(), platform.deploy()
+        row = queries.find(made)
+        project_is_being_deleted(platform)
+        drain()
+        platform.report_none(made)
+        platform.report_none(live)
+        for minutes in range(5):
+            with clock.shifted(timedelta(minutes=minutes)):
+                drain()
+        assert not App.objects.filter(pk=row.app_id).exists()
+        for action in actions.ALL:
+            expected = errors.EnvironmentNotFound if action == "redeploy" else errors.DeploymentNotFound
+            with pytest.raises(expected):
+                DO[action](row, actor=TESTS)
