@@ -451,7 +451,9 @@ SETTINGS: tuple[Setting, ...] = (
         "86400",
         "how long a silent agent or edge is waited for before what it has not seen may be removed",
     ),
-    Setting("WORKER_CONCURRENCY", "count", _count, "4", "workflow steps that one worker runs at a time"),
+    Setting(
+        "WORKER_CONCURRENCY", "count", _count, "4", "outside parts of steps that one worker runs at a time"
+    ),
     Setting("WORKER_METRICS_PORT", "count", _count, "0", "worker: port of its Prometheus metrics; 0: none"),
     Setting(
         "WORKFLOW_LEASE_SECONDS",
