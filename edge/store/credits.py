@@ -43,6 +43,8 @@ _GROWTH = 4
 _TOLD_AT_ONCE = 2_000
 _LOOKED_AT_AT_ONCE = 5_000
 _GIVEN_BACK_AT_ONCE = 500
+# Balances of keys that are asked for at the same time are remembered however few keys stay in memory.
+_REMEMBERED_LEAST = 10_000
 
 
 class Granted(Protocol):
@@ -140,6 +142,7 @@ class Wallet:
         clock: Callable[[], float],
         capacity: int,
     ) -> None:
+        capacity = max(capacity, _REMEMBERED_LEAST)
         self._ledger = ledger
         self._bank = bank
         self._count = count

@@ -5,8 +5,8 @@ newcomer stands in a short queue and moves to the long one only if it was used a
 to leave. A flood of records that are asked for once therefore passes through the short queue and
 moves nothing out of the long one. A use costs one store to memory, no queue is touched.
 
-Every record is kept packed, in a tenth of the memory; those in use are unpacked besides, with what their
-readers made of them, a part of all at most. Which ones a clock says (CLOCK, Corbató 1968).
+Every record is kept packed; those in use are unpacked besides, with what their readers made of them, which
+takes several times the memory: a part of all at most. Which ones a clock says (CLOCK, Corbató 1968).
 """
 
 from collections import OrderedDict, deque

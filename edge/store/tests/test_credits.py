@@ -114,6 +114,61 @@ def test_many_callers_at_once_get_exactly_what_there_is(start, owner):
     assert sum(b'"code":"USAGE_EXCEEDED"' in answer for answer in answers) == 75
 
 
+def test_keys_that_come_into_use_at_once_are_leased_in_a_few_transactions(start, owner, monkeypatch):
+    made = [owner.key(credits=Credits(total)) for total in range(1, 61)]
+    edge = start()
+    batches = []
+    granted = credits.lease
+
+    def lease_all(edge_id, wishes, **options):
+        batches.append(len(wishes))
+        return granted(edge_id, wishes, **options)
+
+    monkeypatch.setattr(credits, "lease", lease_all)
+
+    async def one(text):
+        body = b'{"key":"%b"}' % text.encode()
+        answer = edge.verifier.handle_verify_key({"authorization": f"Bearer {owner.root_key}"}, body, "")
+        return (answer if isinstance(answer, tuple) else await answer)[1]
+
+    async def all_of_them():
+        return await asyncio.gather(*(one(text) for _, text in made for _ in range(2)))
+
+    answers = edge._loop.run(all_of_them())
+    assert sum(b'"code":"VALID"' in answer for answer in answers) == 119  # the first key had one credit
+    assert len(batches) <= 12
+    assert max(batches) > 20
+    edge.stop()
+    assert [remaining(key) for key, _ in made] == [0, *range(59)]
+    assert not CreditLease.objects.exists()
+
+
+def test_wishes_are_granted_each_by_its_own_key(owner):
+    rich, poor, other = (owner.key(credits=Credits(total))[0] for total in (100, 3, 50))
+    unlimited, _ = owner.key()
+    wishes = [
+        credits.Wish("lease_1", rich.id, 0, least=1, most=40),
+        credits.Wish("lease_2", poor.id, 0, least=5, most=40),
+        credits.Wish("lease_3", other.id, 1, least=1, most=40),
+        credits.Wish("lease_4", unlimited.id, 0, least=1, most=40),
+        credits.Wish("lease_5", "key_nobody", 0, least=1, most=40),
+    ]
+    grants = credits.lease("edge-x", wishes)
+    assert [(each.granted, each.remaining) for each in grants] == [
+        (40, 60),
+        (0, 3),
+        (0, 50),
+        (0, None),
+        (0, 0),
+    ]
+    assert credits.lease("edge-x", wishes[:1])[0] == credits.Grant(40, 20, 0)
+    assert credits.report_spent("edge-x", {"lease_1": 7, "lease_9": 1}) == {"lease_9"}
+    row = CreditLease.objects.get(pk="lease_1")
+    assert (row.amount, row.spent) == (80, 7)
+    assert credits.give_back("edge-x", {"lease_1": 7, "lease_9": 1}) == {rich.id: (0, 93)}
+    assert [remaining(key) for key in (rich, poor, other)] == [93, 3, 50]
+
+
 def test_a_killed_edge_gives_back_at_its_next_start_what_it_had_not_spent(start, owner):
     key, text = owner.key(credits=Credits(40))
     edge = start()

@@ -15,6 +15,7 @@ from edge.store.held import Table
 from edge.store.packing import IdentityPacking, KeyPacking
 from edge.store.reading import Reader
 from edge.store.records import Absence, Identity, KeyRecord, Ratelimit
+from edge.store.state import State
 from edge.verify.verifier import digest_of
 from unkey.errors import Fault, ServiceUnavailable
 
@@ -44,6 +45,28 @@ def test_a_flood_of_records_asked_for_once_leaves_those_in_use():
             held.used = True
     assert len(table) == 100
     assert [table.peek(f"hot {number}") for number in range(50)] == list(range(50))
+
+
+def test_a_batch_that_is_imported_moves_no_key_in_use_out_of_memory():
+    state = State("local", key_capacity=200)
+
+    def key(number):
+        common: Any = ("ws_1", "ks_1", "api_1", "", "", {}, True, None, None, 0, (), (), None, ())
+        return KeyRecord(f"key_{number}", f"hash {number}", *common, version=number)
+
+    state.apply(key(number) for number in range(200))
+    for number in range(100):
+        held = state.keys.get(f"hash {number}")
+        assert held is not None
+        held.used = 1
+    hot = [state.keys.get(f"hash {number}") for number in range(100)]
+    for first in range(1000, 21_000, 500):
+        state.apply(key(number) for number in range(first, first + 500))
+        for each in hot:
+            assert each is not None
+            each.used = 1
+    assert [state.keys.get(f"hash {number}") for number in range(100)] == hot
+    assert len(state.keys) == len(state.hash_of) == 200
 
 
 def test_who_comes_back_soon_after_it_left_stays_longer():
