@@ -52,7 +52,7 @@ def test_a_batch_that_is_imported_moves_no_key_in_use_out_of_memory():
 
     def key(number):
         common: Any = ("ws_1", "ks_1", "api_1", "", "", {}, True, None, None, 0, (), (), None, ())
-        return KeyRecord(f"key_{number}", f"hash {number}", *common, version=number)
+        return KeyRecord(f"key_{number}", f"hash {number}", *common, number)
 
     state.apply(key(number) for number in range(200))
     for number in range(100):
