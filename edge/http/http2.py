@@ -513,7 +513,7 @@ class Http2Connection(asyncio.Protocol):
 
     __slots__ = (
         "_believes", "_blocked", "_draining", "_final", "_framing", "_full", "_full_since", "_pushing", "_scheduled", "_since",
-        "_streams", "_unacknowledged", "deadline", "peer", "secure", "server", "transport",
+        "_streams", "_unacknowledged", "_unsent", "deadline", "peer", "secure", "server", "transport",
     )  # fmt: skip
 
     def __init__(self, server: "Server") -> None:
@@ -534,6 +534,7 @@ class Http2Connection(asyncio.Protocol):
         self._scheduled = False
         self._since = server.now
         self._unacknowledged = 0
+        self._unsent = 0  # bytes of bodies that are framed and not written
 
     @property
     def phase(self) -> int:
@@ -591,7 +592,7 @@ class Http2Connection(asyncio.Protocol):
         if not self._streams and not self._draining:
             if incoming.last is not None:
                 return self.transport.close()
-            self.deadline = now + self.server.limits.idle_seconds
+            self._wait_for_more()
         if self._full and self.transport.get_write_buffer_size() > _FULL_BYTES:
             self.transport.pause_reading()
 
@@ -843,6 +844,9 @@ class Http2Connection(asyncio.Protocol):
             if part is None:
                 break
             framing.send_data(number, part[0], end_stream=part[1])
+            self._unsent += len(part[0])
+            if self._unsent >= self.server.limits.buffer_bytes:
+                self._send()  # an app may deliver megabytes in one turn of the loop; whether that is too much shows now
             framing.incoming.patience += _SENT_FRAME
             count += 1
         self._schedule()
@@ -903,7 +907,13 @@ class Http2Connection(asyncio.Protocol):
             self._schedule()
             asyncio.get_running_loop().call_soon(self.transport.close)
         elif not self._draining:
-            self.deadline = self.server.now + self.server.limits.idle_seconds
+            self._wait_for_more()
+
+    def _wait_for_more(self) -> None:
+        limits = self.server.limits
+        self.deadline = self.server.now + limits.idle_seconds
+        if self._full:
+            self.deadline = min(self.deadline, self._full_since + limits.send_seconds)
 
     def _schedule(self) -> None:
         if not self._scheduled and not self._pushing:
@@ -912,6 +922,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _send(self) -> None:
         self._scheduled = False
+        self._unsent = 0
         data = self._framing.data_to_send()
         if data and not self.transport.is_closing():
             self.transport.write(data)

@@ -1,6 +1,7 @@
 """Frontline: routing, what is refused with which code, switches without failures, TLS."""
 
 import asyncio
+import base64
 import itertools
 import json
 import socket
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from edge.frontline.api import Api
 from edge.frontline.operations import Operations
 from edge.http.limits import Limits
+from edge.http.tests.h2client import H2Client
 from edge.http.tests.rig import PATIENCE, Client, certificate, free_port
 from edge.http.tls import Certificates
 from edge.store.records import Certificate
@@ -276,6 +278,35 @@ def test_requests_pass_over_tls(rig, records, frontline):
         assert len(client.send(GET).answer()[2]) == 300_000
     client.close()
     assert origin.seen[0].get("x-forwarded-proto") == ["https"]
+
+
+def test_http_2_goes_by_the_same_routes_and_policies(rig, records, frontline):
+    origin = rig.origin(says("hello"))
+    records.switch(HOST, "d_1")
+    secret = bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()
+    basic = {
+        "name": "b",
+        "enabled": True,
+        "basicauth": {"credentials": [{"username": "u", "passwordHash": secret}]},
+    }
+    records.guard("d_1", basic)
+    records.run("d_1", origin)
+    records.certificates[HOST] = certificate(HOST, 1)
+    server = frontline(tls=Certificates(records.certificate, HOST).listener_context(), redirect_port=443)
+    client = H2Client(server.port, HOST)
+    rig.clients.append(client)
+    refused = client.ask("/a", [("accept", "application/json")])
+    assert (refused.status, refused.headers["x-unkey-frontline-id"]) == (401, "edge-1")
+    assert json.loads(refused.body)["meta"]["requestId"] == refused.headers["x-unkey-request-id"]
+    credentials = base64.b64encode(b"u:secret").decode()
+    passed = client.ask("/a", [("authorization", f"Basic {credentials}"), ("x-unkey-principal", "forged")])
+    assert (passed.status, passed.body) == (200, b"hello")
+    assert origin.seen[0].get("x-unkey-request-id") == [passed.headers["x-unkey-request-id"]]
+    assert "forged" not in origin.seen[0].get("x-unkey-principal")
+    other = client.open(
+        [(":method", "GET"), (":scheme", "https"), (":authority", "other.test"), (":path", "/")]
+    )
+    assert client.answer(other).status == 404
 
 
 class Answers:
