@@ -25,7 +25,7 @@ def test_the_demo_does_what_it_says_and_leaves_its_system_running_if_asked(tmp_p
     assert facts["failed"]["step"] == "deploying"
     *_, cause, remedy = facts["failed"]["message"].splitlines()
     assert cause == "no answer from postgres://db:5432: is DATABASE_URL right?"
-    assert remedy.endswith("shows what it wrote. Mend that and deploy again.")
+    assert remedy.endswith("Mend that and deploy again.")
     assert facts["queued"] == "waiting for a build slot: 1 before you"
     assert facts["preview_host"] == "hello-preview-demo.unkey.localhost"
     assert facts["host"] == "hello-demo.unkey.localhost"
