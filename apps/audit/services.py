@@ -15,7 +15,6 @@ from unkey.tenancy import unscoped
 
 SECRET = frozenset({"hash", "plaintext", "ciphertext", "secret", "token", "password", "private_key"})
 HIDDEN = "[REDACTED]"
-_OF_ITS_TARGET = "the audit row belongs to the workspace of its target"
 
 # One id for all that a transaction does in a workspace, by its outermost atomic block.
 _correlations: "WeakKeyDictionary[object, dict[str, str]]" = WeakKeyDictionary()
@@ -57,14 +56,14 @@ def record(
         after=after,
         meta=meta,
     )
-    with unscoped(_OF_ITS_TARGET):
+    with unscoped("the audit row belongs to the workspace of its target"):
         insert(row)
     return row
 
 
 def record_all(entries: Sequence[AuditLog]) -> None:
     """Add the rows that `entry` made, together."""
-    with unscoped(_OF_ITS_TARGET):
+    with unscoped("the audit row belongs to the workspace of its target"):
         AuditLog.objects.bulk_create(entries)
 
 
