@@ -106,6 +106,7 @@ class ProxiedListener:
         believed: says of a peer's address whether it must speak the protocol.
         seconds: how long a header may take.
         accept: is given the socket, and the client's address if the header told it.
+        refused: is called for each connection that is hung up on.
     """
 
     def __init__(
@@ -114,9 +115,10 @@ class ProxiedListener:
         believed: Callable[[bytes], bool],
         seconds: float,
         accept: Callable[[socket.socket, bytes | None], Awaitable[None]],
+        refused: Callable[[], None],
     ) -> None:
         self.sockets = (listening,)
-        self.refused = 0
+        self._refused = refused
         self._believed = believed
         self._seconds = seconds
         self._accept = accept
@@ -149,7 +151,7 @@ class ProxiedListener:
                 async with asyncio.timeout(self._seconds):
                     address = await read_header(lambda count: loop.sock_recv(client, count))
         except (BadHeader, OSError) as error:  # TimeoutError is one
-            self.refused += 1
+            self._refused()
             log.info("a connection without the PROXY protocol was refused: %s", error)
             client.close()
         except BaseException:

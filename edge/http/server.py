@@ -143,7 +143,7 @@ class Server:
                 listening = bound(host, port, reuse_port=reuse_port)
             if self._proxied:
                 seconds = self.limits.header_seconds
-                self._listener = ProxiedListener(listening, believed, seconds, self._take)
+                self._listener = ProxiedListener(listening, believed, seconds, self._take, self._note_refused)
             else:
                 patience = None if self._tls is None else self.limits.header_seconds
                 self._listener = await loop.create_server(
@@ -176,6 +176,9 @@ class Server:
             log.debug("a connection was not taken: %s", error)
         finally:
             self._told.pop(peer, None)
+
+    def _note_refused(self) -> None:
+        self.refused += 1
 
     def peer_of(self, transport: asyncio.BaseTransport) -> bytes:
         """Return the address of a connection's client."""

@@ -140,6 +140,7 @@ def test_a_trusted_proxy_that_does_not_speak_it_is_hung_up_on(rig, start):
     server, peers = serve(rig, header_seconds=0.2)
     assert rig.client(server).send(start).rest() == b""
     assert peers == []
+    assert server.refused == 1
 
 
 def test_others_are_served_as_who_they_are(rig, monkeypatch):
