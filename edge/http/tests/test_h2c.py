@@ -302,7 +302,7 @@ def test_an_app_that_does_not_take_a_body_stops_its_client(rig, proxy):
     app = App(early=lambda asked: go_on.wait(PATIENCE))
     server = proxy(app)
     client = rig.client(server)
-    count = 8
+    count = 5
     sending = threading.Thread(
         target=partial(
             client.send,

@@ -13,6 +13,7 @@ from hyperframe import frame as frames
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from edge.http import http2
 from edge.http.limits import Limits
 from edge.http.tests.h2client import H2Client
 from edge.http.tests.rig import PATIENCE, Client, certificate
@@ -27,9 +28,9 @@ def response(body, lines=b"", status=b"200 OK"):
     return b"HTTP/1.1 %b\r\n%bContent-Length: %d\r\n\r\n%b" % (status, lines, len(body), body)
 
 
-def narrow(connection):
+def narrow(connection, size=65536):
     """Let the system hold little of what a connection sends."""
-    connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
 
 @pytest.fixture(scope="module")
@@ -601,7 +602,8 @@ def test_more_streams_than_agreed_are_not_begun(rig, proxy, connect):
     assert settled.changed_settings[h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS].new_value == 3
 
 
-def test_a_client_that_asks_without_reading_is_not_read_any_more(rig, tls, connect):
+def test_a_client_that_asks_without_reading_is_not_read_any_more(rig, tls, connect, monkeypatch):
+    monkeypatch.setattr(http2, "_FULL_BYTES", 0)
     answered = []
 
     def answer(request):
@@ -609,11 +611,12 @@ def test_a_client_that_asks_without_reading_is_not_read_any_more(rig, tls, conne
         request.respond(204, b"x: %b\r\n" % os.urandom(4000).hex().encode(), b"")
 
     server = rig.serve(answer, tls=tls)
-    client = connect(server, receive_buffer=65536)
+    client = connect(server, receive_buffer=4096)
     client.h2.ping(b"12345678")
     client.flush()
     client.step()
-    rig.loop.call(lambda: [narrow(each) for each in server.connections])
+    connection = rig.loop.call(lambda: next(iter(server.connections)))
+    rig.loop.call(lambda: (narrow(connection, 4096), connection.transport.set_write_buffer_limits(16_384)))
     asked = 0
     while rig.loop.call(lambda: all(each.transport.is_reading() for each in server.connections)):
         if len(answered) == asked:
@@ -769,7 +772,7 @@ def fuzzed(tls):
     rig.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(sent=st.lists(FRAME, max_size=8), cut=st.integers(1, 64))
 def test_no_frames_make_it_fail(fuzzed, caplog, sent, cut):
     caplog.clear()
