@@ -5,6 +5,7 @@ import json
 import threading
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,10 +50,14 @@ def test_a_flood_of_records_asked_for_once_leaves_those_in_use():
 
 def test_a_batch_that_is_imported_moves_no_key_in_use_out_of_memory():
     state = State("local", key_capacity=200)
+    texts = dict.fromkeys(("workspace_id", "key_space_id", "api_id", "start", "name"), "")
+    lists = dict.fromkeys(("permissions", "role_ids", "ratelimits"), ())
+    nothing = dict.fromkeys(("expires_at", "remaining", "identity_id"))
+    plain: dict[str, Any] = {**texts, **lists, **nothing, "meta": {}, "enabled": True, "credits_epoch": 0}
 
     def key(number):
-        common: Any = ("ws_1", "ks_1", "api_1", "", "", {}, True, None, None, 0, (), (), None, ())
-        return KeyRecord(f"key_{number}", f"hash {number}", *common, number)
+        row = {"id": f"key_{number}", "hash": f"hash {number}", "version": number, **plain}
+        return msgspec.convert(row, KeyRecord)
 
     state.apply(key(number) for number in range(200))
     for number in range(100):
