@@ -16,7 +16,11 @@ pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.timeout(330)]
 
 def test_the_demo_does_what_it_says_and_leaves_its_system_running_if_asked(tmp_path: Path) -> None:
     environ = {**os.environ, "UNKEY_VAR": str(tmp_path / "var"), "PORTS": "auto", "KEEP": "1"}
-    facts = _played(environ)
+    try:
+        facts = _played(environ)
+    finally:
+        told = _down(environ)
+    assert told == "stopped\n"
     assert facts["background_requests"] > 100
     assert {"deploy_1", "guard", "credits", "limit", "role", "reroll", "deploy_2", "rollback"} <= set(
         facts["timings"]
@@ -35,7 +39,6 @@ def test_the_demo_does_what_it_says_and_leaves_its_system_running_if_asked(tmp_p
     # What the gateway verified is counted, too: the visitor's key stands first.
     assert used[0]["VALID"] > facts["background_requests"] // 2
     assert (tmp_path / "var" / "demo.json").stat().st_mode & 0o777 == 0o600
-    assert _down(environ) == "stopped\n"
 
 
 @pytest.mark.services
