@@ -23,6 +23,8 @@ MOST_LEVELS = 64
 # Visits of schemas that one request may cause; ten millions take about a second.
 MOST_VISITS = 1_000_000
 MOST_PLAN_BYTES = 4 * 1024**2
+# As many visits may be told of in full: each fault costs more than many visits that find none.
+_MOST_TOLD = 4_000
 _REGEX_BYTES = 256 * 1024
 
 
@@ -208,15 +210,18 @@ class Validator:
             size: how many values it has, itself included, and how many levels below itself.
 
         Raises:
-            Unfit: it is too large or too deep to be checked.
+            Unfit: it is too large or too deep to be checked, or is not right and too large to be told why.
         """
         nodes, height = size
         if height >= len(self._growth) or nodes * self._growth[height] > MOST_VISITS:
             raise Unfit("it is nested too deep, or is too large, to be checked against its schema")
         if self._compiled.is_valid(value):
             return ()
-        found: Iterable[Any] = self._compiled.iter_errors(value)
-        return found
+        if nodes * self._growth[height] <= _MOST_TOLD:
+            found: Iterable[Any] = self._compiled.iter_errors(value)
+            return found
+        # The library makes all faults, and those that they are made of, before it tells the first.
+        raise Unfit("does not fit its schema; of a smaller value it is told where")
 
 
 class Compiled(Struct, frozen=True):

@@ -677,3 +677,10 @@ def test_any_template_is_understood_or_refused_and_any_path_is_looked_up(templat
 def test_any_octets_are_a_contract_or_refused(raw: bytes) -> None:
     with pytest.raises(Unfit):
         unpack(raw)
+
+
+def test_of_a_large_body_it_is_told_that_it_does_not_fit_and_no_faults_are_made() -> None:
+    checking = taking({"type": "array", "items": {"anyOf": [{"type": "integer"}, {"type": "object"}]}})
+    wrong = ["body: does not fit its schema; of a smaller value it is told where"]
+    assert faults(checking, sent(json.dumps(["a"] * 20_000))) == wrong
+    assert len(faults(checking, sent(json.dumps(["a"] * 30)))) == 20
