@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 
 from apps.audit.models import AuditLog
 from apps.keys import queries, services
-from apps.quota.models import Limits
+from apps.quota.services import set_limits
 from unkey.env import env
 from unkey.rpc import pipeline
 from unkey.rpc.authorization import T
@@ -23,7 +23,7 @@ from unkey.rpc.call import Call
 from unkey.rpc.client_address import client_address
 from unkey.rpc.routes import Archive, Route, route, routes
 from unkey.rpc.schema import integer, obj
-from unkey.rpc.testing import Tenant
+from unkey.rpc.testing import TESTS, Tenant
 from unkey.tenancy import unscoped
 
 
@@ -202,7 +202,7 @@ def test_a_transaction_that_lost_a_deadlock_is_tried_again(
 
 @pytest.mark.usefixtures("window_start")
 def test_the_workspace_limit_counts_down_and_then_refuses(tenant: Tenant) -> None:
-    Limits.objects.filter(workspace=tenant.workspace).update(api_requests_per_minute=2)
+    set_limits(tenant.workspace.pk, {"api_requests_per_minute": 2}, actor=TESTS)
     left = []
     for _ in range(2):
         answer = tenant.send("apis.createApi", {"name": "abc"})
@@ -220,7 +220,7 @@ def test_the_workspace_limit_counts_down_and_then_refuses(tenant: Tenant) -> Non
 
 def test_a_limit_of_nothing_refuses_everything_and_no_limit_says_nothing(tenant: Tenant) -> None:
     assert "RateLimit-Limit" not in tenant.send("apis.createApi", {"name": "abc"}).headers
-    Limits.objects.filter(workspace=tenant.workspace).update(api_requests_per_minute=0)
+    set_limits(tenant.workspace.pk, {"api_requests_per_minute": 0}, actor=TESTS)
     assert tenant.send("apis.createApi", {"name": "abc"}).status == 429
 
 
