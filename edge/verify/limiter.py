@@ -18,7 +18,7 @@ _KEPT_OF_SHARED = 50_000
 # How many counters are looked at for each that is new, and at a sweep.
 _LOOKED_AT = 2
 _SET_BACK_MS = 2000  # a clock that is held back by less is being adjusted
-_SWEPT = 1000
+_SWEPT = 400
 
 Counter = tuple[str, str, str, int]
 """Who is counted: (workspace, namespace, identifier, duration in ms)."""
@@ -283,7 +283,7 @@ class Limiter:
         return taken
 
     def sweep(self, now_ms: int) -> int:
-        """Forget counters that no longer weigh on any check, of the next thousand; return how many.
+        """Forget counters that no longer weigh on any check, of the next few hundred; return how many.
 
         To be called every half minute or so: this is where a clock is noticed that was set back.
         """

@@ -113,7 +113,7 @@ def test_what_weighs_nothing_goes_as_others_come_and_nobody_waits_for_all_of_the
     assert len(limiter) <= 7500
     assert limiter.forgotten == 0
     assert limiter.check(limit(who="later_0"), START + 2 * MINUTE).remaining == limit().limit - 2
-    for _ in range(20):
+    for _ in range(40):
         limiter.sweep(START + 2 * MINUTE)
     assert len(limiter) == 5000
 
