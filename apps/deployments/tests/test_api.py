@@ -254,7 +254,8 @@ def test_permissions_of_each_operation(platform: Platform) -> None:
     tenant.holding(f"environment.{environment}.create_deployment")("deployments.createDeployment", create)
     limited = tenant.holding(f"environment.{environment}.read_deployment")
     assert limited.refused("deployments.listDeployments", {}, 403)["detail"] == (
-        "Missing permission: 'environment.*.read_deployment'"
+        "Missing one of these permissions: environment.*.read_deployment or "
+        f"unkey:v1:{workspace}:projects/*/apps/*/environments/*/deployments/*#read_deployment"
     )
 
 
