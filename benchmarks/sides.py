@@ -57,7 +57,9 @@ class Side:
 
 def compare(ours: Side, theirs: Side, rounds: int, seconds: float) -> float:
     """Load both in turn, print what was seen, and return the median of the rounds' ratios."""
-    ratios = [ours.run(seconds) / theirs.run(seconds) for _ in range(rounds)]
+    # A side may answer nothing at all for a round on a machine that does other things: no ratio follows.
+    pairs = [(ours.run(seconds), theirs.run(seconds)) for _ in range(rounds)]
+    ratios = [mine / other for mine, other in pairs if other] or [0.0]
     print(ours)
     print(theirs)
     return statistics.median(ratios)

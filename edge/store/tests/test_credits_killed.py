@@ -26,7 +26,8 @@ EDGES = 4
 ROLES = ("EDGE_API_PORT", "EDGE_HTTP_PORT", "EDGE_HTTPS_PORT", "EDGE_METRICS_PORT", "WEB_PORT")
 PATIENCE = 60.0
 
-pytestmark = pytest.mark.services  # processes that start again and again, for most of a minute
+# Processes that start again and again, for most of a minute; on a machine that does other things, for minutes.
+pytestmark = [pytest.mark.services, pytest.mark.timeout(400)]
 
 
 def database_url() -> str:
