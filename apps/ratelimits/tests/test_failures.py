@@ -7,12 +7,28 @@ import pytest
 from apps.quota.models import Limits
 from apps.quota.services import set_limits
 from apps.ratelimits.tests.conftest import Door
+from edge.verify.limiter import Counter
 from unkey.actors import system
 from unkey.rpc.limiter import process_limiter
 
 
+class Gone:
+    """Memory that cannot be read or written any more."""
+
+    def __getitem__(self, place: int) -> int:
+        raise OSError("broken")
+
+    def __setitem__(self, place: int, value: int) -> None:
+        raise OSError("broken")
+
+
 class Broken:
-    """Sharing that fails whatever it is asked."""
+    """Sharing that fails whatever it is asked; of what it has, nothing can be read."""
+
+    cells = changes = Gone()
+
+    def mark(self, counter: Counter) -> int:
+        return 1
 
     def __getattr__(self, name: str) -> Any:
         raise OSError("broken")
