@@ -8,7 +8,8 @@ from django.test import Client
 
 from apps.builds.models import Snapshot
 from apps.cluster import queries
-from apps.cluster.models import Agent, Edge, Region
+from apps.cluster.models import Agent, Region
+from apps.cluster.tests.factories import EdgeFactory
 from apps.deployments.models import Instance
 from unkey import clock, objects
 from unkey.env import env
@@ -102,9 +103,8 @@ def test_reported_instances_are_the_complete_list(ask, place):
 
 def test_agents_learn_when_every_live_edge_knows_of_an_instance(ask):
     assert ask("instances/applied", version=7) == (200, {"applied": True})
-    beats = {"region_name": "local", "role": "all", "started_at": clock.now(), "last_seen_at": clock.now()}
-    Edge.objects.create(id="edge-1", applied={"instances": 7}, **beats)
-    slow = Edge.objects.create(id="edge-2", applied={"instances": 6}, **beats)
+    EdgeFactory.create(applied={"instances": 7})
+    slow = EdgeFactory.create(applied={"instances": 6})
     assert ask("instances/applied", version=7) == (200, {"applied": False})
     assert ask("instances/applied", version=6) == (200, {"applied": True})
     slow.delete()
@@ -155,11 +155,9 @@ def test_problems_are_kept_with_the_agent_newest_first(ask):
 
 def test_edges_have_applied_a_version_when_every_live_one_has():
     assert queries.edges_applied("routes", 5)
-    Edge.objects.create(id="e1", region_name="local", applied={"routes": 5})
-    behind = Edge.objects.create(id="e2", region_name="local", applied={"routes": 4})
-    Edge.objects.create(
-        id="e3", region_name="local", applied={}, last_seen_at=clock.now() - timedelta(seconds=11)
-    )
+    EdgeFactory.create(applied={"routes": 5})
+    behind = EdgeFactory.create(applied={"routes": 4})
+    EdgeFactory.create(last_seen_at=clock.now() - timedelta(seconds=11))
     assert not queries.edges_applied("routes", 5)
     assert queries.edges_applied("routes", 4)
     behind.applied = {"routes": 6}

@@ -10,6 +10,7 @@ from django.db import transaction
 
 from apps.cluster import compaction, services, tokens
 from apps.cluster.models import Agent, Edge, Stream
+from apps.cluster.tests.factories import EdgeFactory
 from apps.cluster.versions import stamp
 from apps.deployments.models import Instance, Topology
 from apps.routing.models import FrontlineRoute
@@ -23,8 +24,7 @@ DAY = timedelta(days=1)
 
 def edge(name: str, silent: timedelta = timedelta(), **applied: int) -> Edge:
     """Make an edge that has applied these versions."""
-    seen = clock.now() - silent
-    return Edge.objects.create(id=name, region_name="local", applied=applied, last_seen_at=seen)
+    return EdgeFactory.create(id=name, applied=applied, last_seen_at=clock.now() - silent)
 
 
 @pytest.fixture

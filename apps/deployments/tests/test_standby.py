@@ -10,6 +10,7 @@ from apps.audit.models import AuditLog
 from apps.cluster import queries
 from apps.cluster.models import Edge
 from apps.cluster.services import agent_heartbeat
+from apps.cluster.tests.factories import EdgeFactory
 from apps.deployments import desired_state, lifecycle, standby
 from apps.deployments.models import Deployment, ScheduledChange, Topology
 from apps.deployments.tests.conftest import Platform
@@ -32,7 +33,7 @@ def edge(monkeypatch: pytest.MonkeyPatch) -> Edge:
     """An edge that has told of all its requests up to now; it lives as long as a slow machine takes for a test."""
     monkeypatch.setattr(queries, "LIVE_WITHIN", MINUTE)
     now = clock.now()
-    return Edge.objects.create(id="edge-1", region_name="local", counted_at=now, last_seen_at=now)
+    return EdgeFactory.create(counted_at=now, last_seen_at=now)
 
 
 def beat(edge: Edge, **changes: Any) -> None:
@@ -329,7 +330,7 @@ def _uncounted(edge: Edge) -> None:
 def _gone_for_an_hour(edge: Edge) -> None:
     beat(edge)
     hour = clock.now() - timedelta(hours=1)
-    Edge.objects.create(id="edge-2", region_name="far", counted_at=hour - IDLE, last_seen_at=hour)
+    EdgeFactory.create(region_name="far", counted_at=hour - IDLE, last_seen_at=hour)
 
 
 def _none(edge: Edge) -> None:
@@ -354,8 +355,8 @@ def test_an_edge_that_is_gone_for_good_and_one_that_serves_no_apps_stop_nobody(
     with clock.shifted(IDLE + MINUTE):
         beat(edge)
         long_ago = clock.now() - timedelta(days=2)
-        Edge.objects.create(id="edge-2", region_name="far", last_seen_at=long_ago)
-        Edge.objects.create(id="edge-3", region_name="local", role="api")
+        EdgeFactory.create(region_name="far", last_seen_at=long_ago)
+        EdgeFactory.create(role="api")
         assert standby.sleep_idle() == 1
 
 

@@ -7,8 +7,9 @@ from datetime import timedelta
 import pytest
 
 from apps.audit.models import AuditLog
-from apps.cluster.models import Edge, Stream
+from apps.cluster.models import Stream
 from apps.cluster.services import agent_heartbeat
+from apps.cluster.tests.factories import EdgeFactory
 from apps.deployments import lifecycle
 from apps.deployments.models import Deployment, OpenapiSpec, ScheduledChange, Topology
 from apps.deployments.tests.conftest import Platform, Programs
@@ -392,7 +393,7 @@ def test_a_commit_with_a_newer_one_on_its_branch_is_superseded(platform: Platfor
 
 def test_nothing_is_retired_before_every_live_edge_has_the_new_routes(platform: Platform) -> None:
     first = platform.deploy()
-    edge = Edge.objects.create(id="edge-1", region_name=env.REGION, applied={"routes": 0})
+    edge = EdgeFactory.create(region_name=env.REGION, applied={"routes": 0})
     second = platform.deploy()
     assert platform.get(second)["status"] == "ready"
     assert not ScheduledChange.objects.exists()
@@ -406,7 +407,7 @@ def test_nothing_is_retired_before_every_live_edge_has_the_new_routes(platform: 
 
 def test_an_edge_that_never_confirms_keeps_the_replaced_deployment_running(platform: Platform) -> None:
     first = platform.deploy()
-    edge = Edge.objects.create(id="edge-1", region_name=env.REGION, applied={"routes": 0})
+    edge = EdgeFactory.create(region_name=env.REGION, applied={"routes": 0})
     second = platform.deploy()
     for seconds in (61, env.STANDBY_AFTER_SECONDS + 120):
         with clock.shifted(timedelta(seconds=seconds)):

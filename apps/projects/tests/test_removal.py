@@ -10,7 +10,8 @@ from django.apps import apps
 from django.db import models
 
 from apps.audit.models import AuditLog
-from apps.cluster.models import Agent, Edge, Region, Stream
+from apps.cluster.models import Agent, Edge, Stream
+from apps.cluster.tests.factories import AgentFactory, EdgeFactory
 from apps.deployments import lifecycle
 from apps.deployments.models import Deployment, Instance, OpenapiSpec, Topology
 from apps.deployments.tests.conftest import Platform, make_platform, serve_programs
@@ -195,10 +196,7 @@ def test_a_deployment_that_is_under_way_is_cancelled_and_says_why(platform: Plat
 
 
 def test_rows_stay_until_every_agent_and_edge_has_seen_the_end(full: Platform) -> None:
-    now = clock.now()
-    region = Region.objects.get(name="local")
-    agent = Agent.objects.create(id="agent-1", region=region, last_seen_at=now, applied={})
-    edge = Edge.objects.create(id="edge-1", region_name="local", last_seen_at=now, applied={})
+    agent, edge = AgentFactory.create(), EdgeFactory.create()
     full.tenant(*OPERATIONS["project"])
     finish(full)
     assert WorkflowRun.objects.get(service="delete_project").state == "waiting"
