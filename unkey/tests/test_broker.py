@@ -90,6 +90,9 @@ def test_other_brokers_are_taken_by_their_url_alone() -> None:
             "interval_start": 0.05,
             "interval_max": 0.05,
             "visibility_timeout": 3600,
+            "socket_connect_timeout": 2,
+            "socket_timeout": 10,
+            "socket_keepalive": True,
         },
     }
     assert celery_settings("amqp://guest@localhost//")["broker_url"] == "amqp://guest@localhost//"

@@ -56,7 +56,8 @@ def test_verifications_are_asked_of_all_apis_or_of_those_that_the_caller_may_rea
     reader = tenant.holding(f"api.{second}.read_analytics", "api.api_elsewhere.read_analytics")
     assert reader("analytics.getVerifications", COUNT) == [{"key_space_id": second_space, "n": 2}]
     error = tenant.holding(f"api.{first}.read_api").refused("analytics.getVerifications", COUNT, 403)
-    assert error["detail"] == "Missing permission: 'api.*.read_analytics'"
+    spaces = f"unkey:v1:{tenant.workspace.id}:keyspaces/*#read_analytics"
+    assert error["detail"] == f"Missing one of these permissions: api.*.read_analytics or {spaces}"
 
 
 def test_rate_limits_are_asked_of_all_namespaces_or_of_those_that_the_caller_may_read(
