@@ -1,5 +1,6 @@
 """A client of HTTP/2 that can also say what no good client says."""
 
+import select
 import socket
 import ssl
 from collections.abc import Callable, Iterable
@@ -191,6 +192,34 @@ class H2Client:
         """Read until the server closes; return the last error that it gave as its reason."""
         while self.step():
             pass
+        return self.reason
+
+    def pour(self, data: bytes) -> int | None:
+        """Send data whether or not they are read, until the server closes; return the last error that it gave.
+
+        All in one thread: two of them in one connection of OpenSSL end the process.
+        """
+        self.socket.setblocking(False)
+        left = memoryview(data)
+        while True:
+            if not any(select.select([self.socket], [self.socket] if left else [], [], PATIENCE)):
+                raise TimeoutError("the server neither reads nor closes")
+            try:
+                if left:
+                    left = left[self.socket.send(left[:16_384]) :]
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                pass
+            except OSError:  # the server has closed; what it said before may still be read
+                left = left[:0]
+            try:
+                if not self.step():
+                    return self.reason
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                continue
+
+    @property
+    def reason(self) -> int | None:
+        """The last error that the server gave as its reason to close."""
         return int(self.goaway[-1].error_code or 0) if self.goaway else None
 
     def close(self) -> None:

@@ -538,22 +538,12 @@ def test_a_flood_of_what_costs_nothing_is_sent_away(rig, proxy, connect, flood):
     origin = rig.origin()
     server = proxy(origin.address)
     client = connect(server)
-    client.answering = False  # only one thread can write
+    client.answering = False
     frames_of = FLOODS[flood]
     sent = b"".join(frame.serialize() for index in range(2500) for frame in frames_of(client, index))
 
-    def send():
-        for at in range(0, len(sent), 16_384):
-            try:
-                client.socket.sendall(sent[at : at + 16_384])
-            except OSError:
-                return
-
-    sender = threading.Thread(target=send)
-    sender.start()
     # More at once than streams are allowed is against the rules as well. The word is lost where more still comes.
-    assert client.until_closed() in ((PROTOCOL if flood == "no requests" else CALM), None)
-    sender.join(PATIENCE)
+    assert client.pour(sent) in ((PROTOCOL if flood == "no requests" else CALM), None)
     assert connect(server).ask("/next").body == b"GET /next 0"
     assert origin.connections <= 1
 
