@@ -662,7 +662,8 @@ def _break(
     story.note(f"preview: {queued[0]}")
     with story.step("failed", "the broken one fails and says why; version 2 keeps serving"):
         failed = _until_status(platform, broken, "failed")
-    story.note(failed["error"]["message"].splitlines()[-1])
+    for line in failed["error"]["message"].splitlines()[-2:]:  # what it wrote last, and what to do
+        story.note(line)
     with story.step("next", "the preview builds, and has a host name of its own"):
         ready = _until_status(platform, preview, "ready")
     return failed, ready, queued[0]

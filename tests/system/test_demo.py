@@ -62,6 +62,7 @@ def _played(environ: dict[str, str]) -> dict[str, Any]:
         [PYTHON, "scripts/demo.py"], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "no answer from postgres://db:5432" in done.stdout  # why the broken version failed
     facts: dict[str, Any] = json.loads((Path(environ["UNKEY_VAR"]) / "demo.json").read_text())
     assert facts["background_failures"] == 0
     return facts

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 
+import pytest
 import structlog
 
 from unkey.env import ROOT
@@ -34,6 +35,16 @@ def test_secrets_are_hidden_by_name_and_by_shape_at_every_depth() -> None:
         "key_id": "key_123",
         "port": 8080,
     }
+
+
+@pytest.mark.parametrize(
+    "unit", ["x", "a+", "://", "://a:", "bearer ", "bearer", "unkey_", "unkey_A", "://:x", "a.b-c+d"]
+)
+def test_a_long_text_is_looked_through_once(unit: str) -> None:
+    # The time of looking again from every letter would be hours.
+    text = unit * 500_000 + " mysql://unkey:pa55@db/unkey"
+    hidden = redact(None, "info", {"error": text})["error"]
+    assert hidden.endswith("://unkey:[hidden]@db/unkey")
 
 
 def run(program: str, **environ: str) -> list[str]:
