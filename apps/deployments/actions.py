@@ -86,19 +86,19 @@ def check(action: str, deployment: Deployment, app: App, read: Reader | None = N
     read = read or Reader([deployment])
     match action:
         case "promote" | "rollback":
-            gates.CHECKS[action](deployment, app)
             gates.check_open(deployment, app)
+            gates.CHECKS[action](deployment, app)
             _check_no_other_switch(app, read)
         case "stop":
             gates.check_stop(deployment, app)
         case "start":
-            gates.check_start(deployment, app)
             gates.check_open(deployment, app)
+            gates.check_start(deployment, app)
         case "cancel":
             gates.check_cancel(deployment)
         case "approve":
-            gates.check_approve(deployment)
             gates.check_open(deployment, app)
+            gates.check_approve(deployment)
         case "redeploy":
             check_overtaken(deployment, read)
             check_deploy(deployment.environment, app, image_of(deployment), read)

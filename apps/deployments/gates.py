@@ -8,7 +8,7 @@ what to do.
 from collections.abc import Callable
 
 from apps.deployments.models import Deployment
-from apps.projects.models import App
+from apps.projects.models import App, given_slug
 from apps.workspaces.models import Workspace
 from unkey import errors
 
@@ -97,13 +97,16 @@ def check_approve(deployment: Deployment) -> None:
 
 
 def check_open(deployment: Deployment, app: App) -> None:
-    """Raise when nothing of the deployment's environment may be started, approved or switched to."""
+    """Raise when nothing of the deployment's environment may be started, approved or switched to.
+
+    Asked before what depends on the deployment's state: of what is being deleted, waiting changes nothing.
+    """
     check_workspace(app.workspace)
     if app.deleting_at is not None:
-        raise errors.PreconditionFailed(f"The app {app.slug} is being deleted. {_GOING}")
+        raise errors.PreconditionFailed(f"The app {given_slug(app)} is being deleted. {_GOING}")
     if deployment.environment.deleting_at is not None:
         raise errors.PreconditionFailed(
-            f"The environment {deployment.environment.slug} is being deleted. {_GOING}"
+            f"The environment {given_slug(deployment.environment)} is being deleted. {_GOING}"
         )
 
 

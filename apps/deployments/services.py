@@ -229,6 +229,7 @@ def promote(target: Deployment, *, actor: Actor) -> None:
         PreconditionFailed: somebody else's switch comes first, the workspace is suspended, or the app is
             being deleted.
     """
+    gates.check_open(target, target.app)
     gates.check_promote(target, target.app)
     actions.check_promise(target, target.app)
     _switch(target, workflows.Promote, "promote", actor)

@@ -694,12 +694,12 @@ def _target(run: Run) -> tuple[App, Deployment]:
     try:
         if woken and target.status == Status.DEPLOYING:
             lifecycle.set_status(target, Status.READY)
+        gates.check_open(target, app)
         if app.current_deployment_id != run.input["current_id"]:
             raise errors.PreconditionFailed(
                 "Another deployment became the current one meanwhile. Look at it and decide again."
             )
         gates.CHECKS[run.service](target, app)
-        gates.check_open(target, app)
         if woken and target.desired_state != State.RUNNING:
             raise errors.PreconditionFailed(STOPPED_AGAIN)
     except errors.Fault as fault:

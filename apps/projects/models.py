@@ -166,3 +166,8 @@ class EnvironmentVariable(Tenant):
 
     def __str__(self) -> str:
         return self.key
+
+
+def given_slug(row: Project | App | Environment) -> str:
+    """Return the slug that people gave; what is being deleted is renamed, see `removal.release_slug`."""
+    return row.slug.partition("~")[0]

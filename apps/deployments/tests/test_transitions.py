@@ -5,6 +5,7 @@ moment only, and `skipped`, which webhooks alone write, are written into the row
 """
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 
@@ -494,3 +495,33 @@ def test_an_older_commit_is_redeployed_over_a_newer_one_by_force_alone(
     platform.finish(made["deploymentId"])
     assert platform.routes()["shop-git-main"] == made["deploymentId"]
     assert platform.tenant("deployments.redeployDeployment", {"deploymentId": made["deploymentId"]})
+
+
+@pytest.mark.parametrize(
+    ("operation", "body", "what"),
+    [
+        ("apps.deleteApp", {}, "app default"),
+        ("environments.deleteEnvironment", {"environment": "production"}, "environment production"),
+        ("environments.deleteEnvironment", {"environment": "preview"}, "environment preview"),
+    ],
+)
+def test_of_what_is_being_deleted_the_refusal_says_so_by_the_name_that_people_gave(
+    platform: Platform, operation: str, body: dict[str, str], what: str
+) -> None:
+    """Its slug is free for others by then, and its deployments shut down: neither is the reason."""
+    targets = {"preview": platform.deploy("preview"), "production": platform.deploy()}
+    platform.deploy()
+    platform.tenant(operation, {**platform.names, **body})
+    for seconds in (0, 5, 10):
+        with clock.shifted(timedelta(seconds=seconds)):
+            drain()
+    deleting = (
+        "precondition_failed",
+        f"The {what} is being deleted. Deploy to another one, or create it anew once it is gone.",
+    )
+    for environment, target in targets.items():
+        if body.get("environment", environment) == environment:
+            assert platform.row(target).desired_state == "stopped"
+            for action in ("promote", "rollback", "start", "approve"):
+                assert ask(platform, action, target) == deleting, action
+            assert platform.get(target)["availableActions"] == []
