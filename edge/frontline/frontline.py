@@ -13,7 +13,7 @@ from typing import Any
 from edge.frontline.jwks import KeySets
 from edge.frontline.lookup import Lookup
 from edge.frontline.regions import Regions
-from edge.frontline.waking import Ask, Doze, Waker
+from edge.frontline.waking import Ask, Doze, Waker, offline
 from edge.http.h2c import H2cConnection
 from edge.http.proxy import Exchange, forward
 from edge.http.recorded import recorded
@@ -33,7 +33,6 @@ from edge.verify.steps import Subject
 from unkey import clock
 from unkey.errors import (
     ConfigNotFound,
-    DeploymentOffline,
     Fault,
     FrontlineInternalError,
     InvalidConfiguration,
@@ -274,7 +273,7 @@ class Frontline:
             refusal = NoRunningInstances("The deployment is not known here yet; try again in a moment.")
             doze = Doze.STOPPED
         elif sentinel.desired_state not in _ANSWERING:
-            refusal = DeploymentOffline("The deployment is stopped.")
+            refusal = offline()
             doze = Doze.STOPPED
         elif sentinel.upstream_protocol not in _PROTOCOLS:
             refusal = InvalidConfiguration(f"This edge cannot speak {sentinel.upstream_protocol} to the app.")

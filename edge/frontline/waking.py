@@ -183,7 +183,7 @@ class Waker:
             del self._resting[deployment_id]
         sleep = self._sleeps.get(deployment_id)
         if self._ask is None:
-            return self._turn_away(request, _offline(), "refused")
+            return self._turn_away(request, offline(), "refused")
         if self.count >= self._most or (sleep is not None and len(sleep.held) >= self._most_each):
             fault = _waking("Too many requests wait for deployments that are waking up; try again.", 2)
             return self._turn_away(request, fault, "full")
@@ -223,7 +223,7 @@ class Waker:
             if doze is Doze.AWAKE:
                 return None
             if doze is Doze.STOPPED or sentinel is None:
-                return _offline()
+                return offline()
             wait = _ASK_AGAIN_SECONDS
             if doze is Doze.ASLEEP:
                 if -1 < asked < sentinel.version:
@@ -250,7 +250,7 @@ class Waker:
     @staticmethod
     def _fault(until: float, answer: str, now: float) -> Fault:
         if answer != "resting":
-            return _offline()
+            return offline()
         return _waking(
             "The deployment was asleep and did not start when a request last woke it; it is tried "
             "again once a minute. See its logs.",
@@ -312,8 +312,12 @@ class Waker:
         )
 
 
-def _offline() -> Fault:
-    return DeploymentOffline("The deployment is stopped.")
+def offline() -> Fault:
+    """Return what is said of a deployment that its owner has stopped: no request wakes it."""
+    return DeploymentOffline(
+        "The deployment is stopped. Its owner can start it with `unkey start`, or deploy again; who only visits "
+        "can ask the owner to."
+    )
 
 
 def _waking(detail: str, retry_after: int) -> Fault:

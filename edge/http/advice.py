@@ -1,4 +1,4 @@
-"""What people may do about an error of the edge: a visitor, by its status, and the app's owner, by its code."""
+"""What people may do about an error of the edge: a visitor, by its status or code, and its owner, by its code."""
 
 from unkey.errors import Kind
 
@@ -18,12 +18,17 @@ _VISITOR_OF_FAULT = (
     "Nothing is wrong with your browser or your connection. Reload the page in a minute; if nothing has changed, "
     "tell the owner of this site the request id below."
 )
+_VISITOR_BY_CODE = {
+    "err:frontline:capacity:deployment_offline": "This site has been switched off, and waiting does not bring it "
+    "back. Ask its owner to start it, or for a newer link.",
+}
 _OWNER = {
     "err:frontline:routing:config_not_found": "Deploy an app with this host name, or add the domain to one. "
     "A new one works within a second.",
     "err:frontline:capacity:no_running_instances": "No instance is healthy. Look at the deployment's logs, and "
     "at its health check.",
-    "err:frontline:capacity:deployment_offline": "The deployment is stopped. Start it, or deploy again.",
+    "err:frontline:capacity:deployment_offline": "The deployment is stopped, and stays so until you start it: with "
+    "`unkey start`, or deployments.startDeployment. Or deploy again.",
     "err:frontline:capacity:deployment_waking": "The deployment was asleep, and is still starting. Look at its "
     "logs if that goes on.",
     "err:frontline:capacity:under_maintenance": "You have closed this environment for maintenance. "
@@ -42,7 +47,7 @@ _OWNER_OF_FAULT = "The request id finds what happened in the logs."
 
 def for_visitor(kind: Kind) -> str:
     """Return what somebody may do who only wants to see the page."""
-    return _VISITOR.get(kind.status, _VISITOR_OF_FAULT)
+    return _VISITOR_BY_CODE.get(kind.code) or _VISITOR.get(kind.status, _VISITOR_OF_FAULT)
 
 
 def for_owner(kind: Kind) -> str:

@@ -285,7 +285,7 @@ _TEXTS: dict[str, tuple[str, str]] = {
     ),
     "err:frontline:capacity:deployment_offline": (
         "The deployment is stopped.",
-        "Start it, or deploy again.",
+        "If it is yours, start it, or deploy again. If not, ask its owner: no request wakes it.",
     ),
     "err:frontline:capacity:deployment_waking": (
         "The deployment was asleep and is not awake yet.",

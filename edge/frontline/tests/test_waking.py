@@ -158,8 +158,15 @@ def test_the_number_of_held_requests_is_bounded_in_all_and_for_each_deployment(s
 def test_what_its_owner_stopped_is_not_asked_for(sleeper):
     asleep = sleeper()
     asleep.state("stopped", 2)
-    status, code, _ = refused(asleep.send())
-    assert (status, code) == (503, "deployment_offline")
+    status, _, body = asleep.send().answer()
+    assert (status, json.loads(body)["error"]) == (
+        503,
+        {
+            "code": "err:frontline:capacity:deployment_offline",
+            "message": "The deployment is stopped. Its owner can start it with `unkey start`, or deploy again; "
+            "who only visits can ask the owner to.",
+        },
+    )
     assert asleep.asked == []
 
 

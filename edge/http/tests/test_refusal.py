@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge.http.refusal import render, wants_json
-from unkey.errors import CATALOGUE, ConfigNotFound, OpenapiValidationFailed, Violation
+from unkey.errors import CATALOGUE, ConfigNotFound, DeploymentOffline, OpenapiValidationFailed, Violation
 
 CHROMIUM = b"text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 
@@ -57,6 +57,14 @@ def test_every_page_says_what_a_visitor_and_an_owner_can_do(kind):
     assert "Something &lt;is&gt; wrong." in page
     assert re.search(r"<h2>If you are visiting</h2><p>[^<]{20,}</p>", page)
     assert re.search(r'<h2>If this is your app</h2><p>[^<]{20,} <a href="https?://[^"]+">', page)
+
+
+def test_who_visits_what_is_stopped_is_not_told_to_wait():
+    _, body = render(DeploymentOffline.kind, "The deployment is stopped.", "req_1", CHROMIUM)
+    page = body.decode()
+    assert "Reload" not in page
+    assert "Ask its owner to start it" in page
+    assert "`unkey start`" in page
 
 
 def test_nothing_of_a_request_becomes_markup():
