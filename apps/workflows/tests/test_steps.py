@@ -4,7 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.db import connection
 from structlog.testing import capture_logs
 
@@ -386,6 +386,15 @@ def test_operators_see_and_move_runs_by_manage_py(capsys: pytest.CaptureFixture[
     with pytest.raises(Exception, match="only a failed or cancelled run can be retried"):
         manage("retry", ended(start(flows.Three, {"k": "z"})).id)
     assert manage("prune", "--days", "1") == "deleted 0 runs\n"
+
+
+@pytest.mark.parametrize("days", ["-1", "0", "-0.0", "nan", "inf", "-inf", "1e12", "99999999999", "36500.1"])
+def test_w14_prune_refuses_an_age_that_makes_no_sense(days: str) -> None:
+    run = ended(start(flows.Three, {"k": "a"}))
+    with pytest.raises(CommandError, match="--days has to be a number greater than 0 and at most 36500"):
+        call_command("workflows", "prune", f"--days={days}")
+    assert WorkflowRun.objects.filter(id=run.id).exists()
+    call_command("workflows", "prune", "--days", "36500")
 
 
 def test_w14_prune_works_in_small_batches_of_runs_keys_and_topics(monkeypatch: pytest.MonkeyPatch) -> None:

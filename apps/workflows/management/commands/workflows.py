@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import math
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -11,6 +12,8 @@ from apps.workflows import history, timeline
 from apps.workflows.intake import cancel
 from apps.workflows.models import State, WorkflowRun
 from unkey import clock
+
+MOST_DAYS = 36_500
 
 Answer: TypeAlias = tuple[Any, str]
 """What a program reads, and what a person does."""
@@ -132,6 +135,8 @@ class Command(BaseCommand):
         return {"id": options["run"]}, f"{options['run']} will stop at its next boundary"
 
     def _prune(self, options: dict[str, Any]) -> Answer:
+        if not (math.isfinite(options["days"]) and 0 < options["days"] <= MOST_DAYS):
+            raise CommandError(f"--days has to be a number greater than 0 and at most {MOST_DAYS}")
         deleted = history.prune(timedelta(days=options["days"]))
         return {"deleted": deleted}, f"deleted {deleted} runs"
 
