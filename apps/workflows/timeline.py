@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from datetime import datetime
+from enum import IntEnum
 from typing import Any
 
 from apps.workflows.definition import CANCELLED
@@ -31,6 +32,7 @@ class Entry:
         going_on: it has not ended.
         start, width: its place in the whole, in percent.
         offset: how long after the first one, in words.
+        order: what entries are sorted by: when, in Unix milliseconds, then phase, place and part in it.
     """
 
     at: datetime
@@ -46,6 +48,7 @@ class Entry:
     start: float = 0.0
     width: float = 0.0
     offset: str = ""
+    order: tuple[int, ...] = ()
 
     @property
     def took(self) -> str:
@@ -71,6 +74,17 @@ def duration(seconds: float) -> str:
     raise AssertionError("unreachable")
 
 
+class _Phase(IntEnum):
+    """What comes first of what happened in the same millisecond."""
+
+    CREATED = 0
+    RUNNING = 1
+    UNDOING = 2
+    HOOK = 3
+    ENDED = 4
+    AFTERWARDS = 5
+
+
 _KINDS = {Kind.STEP: "step", Kind.COMPENSATION: "compensation", Kind.ON_FAILURE: "hook"}
 
 
@@ -78,49 +92,51 @@ def timeline(run: WorkflowRun) -> list[Entry]:
     """Return what happened to a run, in order; costs two queries."""
     now = clock.now()
     entries = [Entry(run.created_at, None, "created", "created")]
-    entries += _from_journal(run)
-    entries += _from_trail(run, now)
-    entries += _from_children(run, now)
+    entries[0].order = (clock.to_ms(run.created_at), _Phase.CREATED)
+    done = _from_journal(run)
+    entries += done + _from_trail(run, done) + _from_children(run, now)
     if run.cancel_requested_at is not None:
         entries.append(Entry(run.cancel_requested_at, None, "cancel", "cancel was asked for", "bad"))
     if run.finished_at is not None:
         tone = "good" if run.state == State.SUCCEEDED else "bad"
         detail = f"{run.error_code}: {run.error_message}" if run.error_code not in ("", CANCELLED) else ""
-        entries.append(Entry(run.finished_at, None, "ended", run.get_state_display().lower(), tone, detail))
-    last_done = max(
-        (entry.until or entry.at for entry in entries if entry.kind in _DONE), default=run.created_at
-    )
-
-    def moment(entry: Entry) -> tuple[datetime, bool]:
-        if entry.kind == "ended":
-            return max(entry.at, last_done), True
-        return (entry.until or entry.at) if entry.kind in _DONE else entry.at, False
-
-    entries.sort(key=moment)  # a step stands where it ended: after its failed attempts
+        ended = Entry(run.finished_at, None, "ended", run.get_state_display().lower(), tone, detail)
+        last = max((entry.until or entry.at for entry in done), default=run.finished_at)
+        ended.order = (clock.to_ms(max(run.finished_at, last)), _Phase.ENDED)
+        entries.append(ended)
+    entries.sort(key=lambda entry: entry.order or (clock.to_ms(entry.at), _Phase.RUNNING))
     _end_waits(entries, run, now)
     _place(entries, run.finished_at or now)
     return entries
 
 
-_DONE = frozenset(_KINDS.values())
-
-
 def _from_journal(run: WorkflowRun) -> list[Entry]:
     entries = []
+    last_step = clock.to_ms(run.created_at)
     for row in run.journal.order_by("id"):
         if row.ended_at is None:
             continue  # its failed attempts are in the trail
         began = max(row.started_at, run.created_at)
         result = "" if row.result is None else json.dumps(row.result, indent=1, ensure_ascii=False)
+        ended = max(row.ended_at, began)
+        # A step stands where it ended, after its failed attempts; a compensation where it began, before them.
+        if row.kind == Kind.STEP:
+            last_step = max(last_step, clock.to_ms(ended))
+        order = {
+            Kind.STEP: (clock.to_ms(ended), _Phase.RUNNING, row.position, 1),
+            Kind.COMPENSATION: (max(clock.to_ms(began), last_step), _Phase.UNDOING, row.position, 0),
+            Kind.ON_FAILURE: (clock.to_ms(ended), _Phase.HOOK),
+        }[Kind(row.kind)]
         entries.append(
             Entry(
                 at=began,
-                until=max(row.ended_at, began),
+                until=ended,
                 kind=_KINDS[Kind(row.kind)],
                 title=row.name if row.kind != Kind.COMPENSATION else f"undo {row.name}",
                 tone="good" if row.kind == Kind.STEP else "plain",
                 result=result if len(result) <= RESULT_LIMIT else f"{result[:RESULT_LIMIT]}…",
                 attempts=row.attempts,
+                order=order,
             )
         )
     return entries
@@ -139,15 +155,17 @@ _TITLES = {
 }
 
 
-def _from_trail(run: WorkflowRun, now: datetime) -> list[Entry]:
-    entries = []
+def _from_trail(run: WorkflowRun, done: list[Entry]) -> list[Entry]:
+    entries: list[Entry] = []
     undoing = ""
+    order: tuple[int, ...] = ()
     for each in run.trail or []:
         what = What(each["what"])
         undoing = "undo " if what is What.UNDO else undoing
         at = clock.from_ms(each["at"])
+        order = max(order, _order_in_trail(run, each, done, undone=bool(undoing)))
         if what is What.OMITTED:
-            entries.append(Entry(at, None, what.value, f"{each['count']} more, not kept"))
+            entries.append(Entry(at, None, what.value, f"{each['count']} more, not kept", order=order))
             continue
         title, tone = _TITLES[what]
         entry = Entry(
@@ -158,6 +176,7 @@ def _from_trail(run: WorkflowRun, now: datetime) -> list[Entry]:
             tone,
             each.get("text", ""),
             run_id=each.get("run", ""),
+            order=order,
         )
         if what is What.WAIT:
             entry.detail = f"for {entry.detail}" if entry.detail else ""
@@ -172,6 +191,29 @@ def _from_trail(run: WorkflowRun, now: datetime) -> list[Entry]:
             entry.detail += f" (again after {again:.1f} s)" if again >= 0 else ""
         entries.append(entry)
     return entries
+
+
+def _order_in_trail(
+    run: WorkflowRun, said: dict[str, Any], done: list[Entry], *, undone: bool
+) -> tuple[int, ...]:
+    """Return where an entry of the trail stands: after the steps that were done before what it speaks of.
+
+    Its time is that of the worker's round, in milliseconds: a step of the same round may have ended later.
+    """
+    what, step, at = What(said["what"]), said.get("step", ""), said["at"]
+    if what is What.RETRIED_AS:
+        return (at, _Phase.AFTERWARDS)
+    names = list((run.undo or []) if undone else run.step_names)
+    index = names.index(step) if step in names else -1
+    phase, part = (_Phase.UNDOING, 1) if undone else (_Phase.RUNNING, 0)
+    before = len(run.step_names) if undone else index
+    ends = [
+        entry.order[0]
+        for entry in done
+        if (entry.kind == "step" and entry.order[2] < before)
+        or (entry.kind == "compensation" and undone and entry.order[2] <= index)
+    ]
+    return (max([at, *ends]), phase, index, part)
 
 
 def _from_children(run: WorkflowRun, now: datetime) -> list[Entry]:

@@ -3,7 +3,7 @@
 import json
 import urllib.error
 import urllib.request
-from datetime import timedelta
+from datetime import datetime, timedelta
 from urllib.parse import urlencode
 
 import pytest
@@ -98,6 +98,49 @@ def test_the_timeline_tells_a_run_that_failed_was_undone_resumed_and_retried(stu
     failures = [detail for kind, _, detail in told if kind == "failed"]
     assert failures[0].startswith("no_way: It cannot be done.")
     assert "RuntimeError: the undoing fails" in failures[1]
+
+
+@pytest.mark.parametrize("step_ended", [849_760, 851_200])
+def test_what_happened_in_one_round_of_a_worker_stands_in_the_order_of_events(
+    admin_client: Client, stuck: WorkflowRun, step_ended: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The trail has the time of the round, cut to milliseconds; the journal has microseconds."""
+    flows.UndoesBadly.undo_by_name, before = {"one": flows.undo("one")}, flows.UndoesBadly.undo_by_name
+    try:
+        with clock.shifted(timedelta(seconds=10)):
+            history.resume(stuck.id)
+            run = ended(stuck)
+    finally:
+        flows.UndoesBadly.undo_by_name = before
+    second = run.created_at.replace(microsecond=0) + timedelta(seconds=1)
+
+    def at(microseconds: int) -> datetime:
+        return second + timedelta(microseconds=microseconds)
+
+    run.journal.filter(kind="step", name="one").update(started_at=at(849_300), ended_at=at(step_ended))
+    run.journal.filter(kind="compensation").update(started_at=at(849_300), ended_at=at(2_000_900))
+    trail = [{**each, "at": clock.to_ms(at(849_300))} for each in run.trail or []]
+    finished = {"created_at": at(849_100), "finished_at": at(2_000_950), "trail": trail}
+    WorkflowRun.objects.filter(id=run.id).update(**finished)
+    run.refresh_from_db()
+    told = [entry.title for entry in timeline(run)]
+    failures = told.count("undo one failed")
+    assert failures
+    assert told == [
+        "created",
+        "one",
+        "refuse failed",
+        "turned round: what was done is undone",
+        "undo one",
+        *["undo one failed"] * failures,
+        "stopped: needs attention",
+        "resumed",
+        "failed",
+    ]
+    assert [entry.title for entry in admin_client.get(page(run)).context["entries"]] == told
+    call_command("workflows", "show", run.id)
+    shown = capsys.readouterr().out
+    assert shown.index("  one  ") < shown.index("refuse failed") < shown.index("  undo one  ")
 
 
 def test_the_timeline_shows_waits_and_children() -> None:
