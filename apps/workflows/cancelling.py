@@ -1,7 +1,11 @@
 """Asks runs to stop."""
 
+from functools import partial
+
+from django.db import transaction
+
 from apps.workflows import wakeups
-from apps.workflows.models import ACTIVE, WorkflowRun
+from apps.workflows.models import ACTIVE, State, WorkflowRun
 from unkey import clock
 
 
@@ -12,8 +16,17 @@ def request_cancel(row: WorkflowRun) -> bool:
         cancel_requested_at=now, next_at=now
     )
     if asked:
+        # Not before the commit: a step takes its key first and then the rows that callers may hold by now.
+        if row.state == State.PENDING and row.started_at is None:
+            transaction.on_commit(partial(_end_unbegun, row.id, row.key), robust=True)
         wakeups.after_commit(row.key, row.queue)
     return bool(asked)
+
+
+def _end_unbegun(run_id: str, key: str) -> None:
+    from apps.workflows.driver import end_unbegun
+
+    end_unbegun(run_id, key)
 
 
 def cancel_children(parent_id: str) -> None:

@@ -12,7 +12,7 @@ from apps.workflows import outside, wakeups
 from apps.workflows.counters import counters
 from apps.workflows.group import Crew, Done, Group
 from apps.workflows.models import WorkflowRun
-from apps.workflows.transactions import ATTEMPTS, in_transaction, is_away, waited_in_vain
+from apps.workflows.transactions import ATTEMPTS, in_transaction, is_away, is_contention, waited_in_vain
 from apps.workflows.turns import Outcome, Raised, Task
 from unkey import clock
 from unkey.sharing import OutOfOrder
@@ -132,6 +132,36 @@ def _publish(crew: Crew, done: Done) -> None:
     for key, queue in done.elsewhere:
         wakeups.send(key, queue)
     counters.group(len(done.moved), done.steps, done.ended, done.lapses, len(done.lost))
+
+
+def end_unbegun(run_id: str, key: str) -> None:
+    """End a run that is to be cancelled and never began, without waiting for its turn on its key.
+
+    Where another transaction is in the way nothing is done: the sweeper will try again.
+
+    Args:
+        run_id: the run; left alone if it has begun or holds its key.
+        key: its key.
+
+    Raises:
+        OperationalError, InterfaceError: the database is away.
+    """
+    crew = Crew(
+        None,
+        stopping=lambda: False,
+        take_place=lambda name, urgent: False,
+        give_back=lambda places: None,
+        keeps_place=lambda name, urgent: False,
+    )
+    try:
+        done = in_transaction(lambda: Group(crew, [], []).end_unbegun(run_id, key), attempts=1)
+    except Exception as error:
+        if is_away(error):
+            raise
+        write = log.debug if is_contention(error) else log.warning
+        write("workflow not cancelled yet", run_id=run_id, error=str(error))
+        return
+    _publish(crew, done)
 
 
 class Driver:

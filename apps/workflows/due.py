@@ -9,7 +9,7 @@ from django.db.models import Case, CharField, Exists, F, Func, Max, Min, OuterRe
 from django.db.models.functions import Cast, Coalesce, Concat
 
 from apps.workflows.definition import Step, workflows
-from apps.workflows.models import WorkflowKey, WorkflowRun
+from apps.workflows.models import State, WorkflowKey, WorkflowRun
 from unkey import clock
 
 BATCH = 500
@@ -59,6 +59,16 @@ def due_keys(queues: Iterable[str] | None = None, limit: int = BATCH, room: Room
         hurried = urgent.order_by("next_at").values_list("key", flat=True)[:limit]
         found = list(dict.fromkeys([*hurried, *found]))[:limit]
     return found
+
+
+def unbegun_cancels(queues: Iterable[str] | None = None, limit: int = BATCH) -> list[tuple[str, str]]:
+    """Return runs (id, key) that are to be cancelled and never began, whoever holds their keys."""
+    found = WorkflowRun.objects.filter(
+        next_at__lte=clock.now(), cancel_requested_at__isnull=False, state=State.PENDING, started_at=None
+    )
+    if queues is not None:
+        found = found.filter(queue__in=list(queues))
+    return list(found.order_by("next_at").values_list("id", "key")[:limit])
 
 
 def next_due(queues: Iterable[str] | None = None) -> datetime | None:

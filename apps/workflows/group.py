@@ -19,7 +19,7 @@ import structlog
 
 from apps.workflows import leases, memory, rows, topics, turns
 from apps.workflows.cancelling import cancel_children
-from apps.workflows.definition import CANCELLED, Run, Terminal, Wait, own_key
+from apps.workflows.definition import CANCELLED, Run, Terminal, Wait, own_key, workflow_named
 from apps.workflows.isolation import Isolation
 from apps.workflows.leases import Lease
 from apps.workflows.memory import Memory
@@ -192,6 +192,43 @@ class Group:
             with self._isolation.own():
                 self._write()
         return self.done
+
+    def end_unbegun(self, run_id: str, key: str) -> Done:
+        """Cancel a run that never began, whoever holds its key, in the current transaction.
+
+        Its failure hook is tried once; should that fail or wait, the run goes on when its turn comes. While
+        another transaction has the key locked nothing is done.
+        """
+        with self._isolation:
+            with self._isolation.own():
+                held = rows.lock_keys([key], wait=False).get(key)
+                row = rows.runs_by_id([run_id]).get(run_id)
+            self._now = clock.now()
+            if (
+                held is not None
+                and row is not None
+                and held.holder != run_id
+                and key != own_key(row.service, run_id)
+            ):
+                self._cancel_unbegun(row)
+            with self._isolation.own():
+                self._write()
+        return self.done
+
+    def _cancel_unbegun(self, row: RunRow) -> None:
+        workflow = workflow_named(row.service)
+        if workflow is None or row.cancel_requested_at is None or not row.unbegun:
+            return
+        aside = Hold(KeyRow(row.key))  # never written: the key stays with whom it is
+        self._rows[row.id] = row
+        self._begin_undo(row, CANCELLED, "The run was cancelled.")
+        self.done.logs.append(partial(log.info, "workflow cancelled", run_id=row.id, service=row.service))
+        job = turns.next_job(row)
+        if job is not None:
+            self._record(aside, row, self._task(row, job), ())
+            if not row.active or row.undo_index == job.position:
+                return
+        self._end(aside, row, turns.end_state(row))
 
     # -- reading and writing -----------------------------------------------------------------------
 

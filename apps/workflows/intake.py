@@ -115,7 +115,8 @@ def _first(row: WorkflowRun, text: str) -> WorkflowRun | None:
 def cancel(run_id: str) -> bool:
     """Ask a run to stop, in the caller's transaction: at its next boundary, or at once if it waits.
 
-    What it did is compensated, then its failure hook runs with the code `cancelled`.
+    What it did is compensated, then its failure hook runs with the code `cancelled`. One that never began
+    does not wait for its turn on its key: it ends right after the commit.
 
     Returns:
         False when there was nothing to cancel: unknown, ended, or already on its way back.

@@ -113,6 +113,11 @@ class RunRow:
         """Whether it has neither ended nor stopped for attention."""
         return self.state in ACTIVE
 
+    @property
+    def unbegun(self) -> bool:
+        """Whether none of its steps was ever tried."""
+        return self.state == State.PENDING and self.undo is None and self.started_at is None
+
     def ready(self, now: datetime) -> bool:
         """Whether it wants to be driven now."""
         return self.next_at is not None and self.next_at <= now

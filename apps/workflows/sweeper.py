@@ -13,8 +13,8 @@ import structlog
 from django.db import DEFAULT_DB_ALIAS, close_old_connections, connection, connections
 
 from apps.workflows import wakeups
-from apps.workflows.driver import Driver
-from apps.workflows.due import BATCH, due_keys, next_due
+from apps.workflows.driver import Driver, end_unbegun
+from apps.workflows.due import BATCH, due_keys, next_due, unbegun_cancels
 from apps.workflows.lanes import Lanes
 from unkey import clock
 from unkey.health import outage
@@ -129,6 +129,8 @@ class Dispatcher:
     def _sweep_once(self) -> float:
         keys = due_keys(self.queues, BATCH, self._lanes.room)
         self._lanes.found(keys, more=len(keys) == BATCH)
+        for run_id, key in unbegun_cancels(self.queues):
+            end_unbegun(run_id, key)
         soonest = next_due(self.queues)
         with self._guard:
             self._soonest = soonest

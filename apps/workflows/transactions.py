@@ -20,7 +20,7 @@ _CONTENTION_CODES = {1213, 1205, 1020, 1614}
 # Server is shutting down or read-only, connection killed, cannot connect, gone away, lost, timed out.
 _AWAY_CODES = {1053, 1290, 1927, 2002, 2003, 2005, 2006, 2013, 2055, 4031}
 _SQLITE_AWAY = ("unable to open", "disk i/o error", "disk is full", "readonly database", "malformed")
-_one_writer = threading.Lock()
+_one_writer = threading.RLock()  # what follows a commit may write in a transaction of its own
 
 
 def is_contention(error: BaseException | None) -> bool:

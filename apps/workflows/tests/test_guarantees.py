@@ -273,6 +273,89 @@ def test_w11_a_cancel_that_was_accepted_while_the_last_step_ran_is_carried_out(
     assert run.state == (State.CANCELLED if accepted == [True] else State.SUCCEEDED)
 
 
+@pytest.mark.parametrize("blocked_by", ["a wait", "needs attention"])
+def test_w11_a_run_that_never_began_is_cancelled_whoever_holds_its_key(
+    blocked_by: str, transactional_db: None
+) -> None:
+    service = flows.Listens if blocked_by == "a wait" else flows.UndoesBadly
+    holder = start(service, {"k": "a", "topic": "never", "name": "a"})
+    for seconds in (0, 1, 2, 3):  # the compensation is tried again
+        with clock.shifted(timedelta(seconds=seconds)):
+            drain()
+    holder.refresh_from_db()
+    held = holder.state
+    assert held == (State.WAITING if blocked_by == "a wait" else State.NEEDS_ATTENTION)
+    behind = start(service, {"k": "a", "topic": "never", "name": "b"}, idempotency_key="b")
+    after = start(service, {"k": "a", "topic": "never", "name": "c"})
+    assert cancel(behind.id)
+    for run in (behind, after, holder):
+        run.refresh_from_db()
+    assert (behind.state, behind.error_code, behind.next_at) == (State.CANCELLED, "cancelled", None)
+    assert behind.finished_at is not None
+    assert (holder.state, after.state) == (held, State.PENDING)
+    assert WorkflowKey.objects.get(key=holder.key).holder == holder.id
+    assert not cancel(behind.id)
+    assert start(service, {"k": "a", "topic": "never", "name": "b"}, idempotency_key="b").id == behind.id
+
+
+def test_w11_a_sweep_cancels_a_run_that_never_began_if_the_caller_died_after_its_commit(
+    worker: Dispatcher, until: Until
+) -> None:
+    holder = start(flows.Listens, {"k": "a", "topic": "never"})
+    until(lambda: WorkflowRun.objects.get(id=holder.id).state == State.WAITING)
+    behind = start(flows.Listens, {"k": "a", "topic": "never"})
+    now = clock.now()
+    WorkflowRun.objects.filter(id=behind.id).update(cancel_requested_at=now, next_at=now)
+    until(lambda: WorkflowRun.objects.get(id=behind.id).state == State.CANCELLED)
+
+
+def test_w11_the_hook_of_a_run_that_never_began_is_told_and_its_turn_does_not_come(
+    worker: Dispatcher, settled: Callable[[], None], until: Until, tmp_path: Path
+) -> None:
+    holder = start(flows.Reaches, {"k": "a", "name": "r", "room": str(tmp_path), "gates": ["gate"]})
+    until((tmp_path / "gate.reached").exists)
+    behind = start(
+        flows.Stumbles, {"k": "b", "name": "s", "succeeds_at": 1}, at=clock.now() + timedelta(hours=1)
+    )
+    WorkflowRun.objects.filter(id=behind.id).update(key=holder.key)
+    assert cancel(behind.id)
+    until(lambda: WorkflowRun.objects.get(id=behind.id).state == State.CANCELLED)
+    assert flows.effects() == [f"{holder.id}.inside", "failed.cancelled"]
+    assert list(behind.journal.values_list("kind", flat=True)) == ["on_failure"]
+    (tmp_path / "gate.open").touch()
+    settled()
+    holder.refresh_from_db()
+    assert holder.state == State.SUCCEEDED
+
+
+def test_w11_a_child_that_never_began_ends_with_its_parent(
+    worker: Dispatcher, until: Until, transactional_db: None
+) -> None:
+    holder = start(flows.Listens, {"k": "c", "topic": "never"})
+    until(lambda: WorkflowRun.objects.get(id=holder.id).state == State.WAITING)
+    parent = start(flows.Parent, {"child": "test-listens", "child_input": {"k": "c", "topic": "never"}})
+    until(lambda: WorkflowRun.objects.get(id=parent.id).state == State.WAITING)
+    cancel(parent.id)
+    until(lambda: WorkflowRun.objects.get(id=parent.id).state == State.CANCELLED)
+    until(lambda: WorkflowRun.objects.get(parent_id=parent.id).state == State.CANCELLED)
+    holder.refresh_from_db()
+    assert holder.state == State.WAITING
+
+
+def test_w11_a_parent_is_told_of_a_child_that_was_cancelled_before_it_began(
+    worker: Dispatcher, until: Until
+) -> None:
+    holder = start(flows.Listens, {"k": "c", "topic": "never"})
+    until(lambda: WorkflowRun.objects.get(id=holder.id).state == State.WAITING)
+    parent = start(flows.Parent, {"child": "test-listens", "child_input": {"k": "c", "topic": "never"}})
+    until(lambda: WorkflowRun.objects.get(id=parent.id).state == State.WAITING)
+    cancel(WorkflowRun.objects.get(parent_id=parent.id).id)
+    until(lambda: WorkflowRun.objects.get(id=parent.id).state == State.FAILED or flows.effects("failed"))
+    until(lambda: WorkflowRun.objects.get(id=parent.id).finished_at)
+    parent.refresh_from_db()
+    assert parent.error_code == "cancelled"
+
+
 def test_w10_callers_that_race_with_one_idempotency_key_get_one_run(transactional_db: None) -> None:
     got: list[str] = []
 

@@ -132,6 +132,8 @@ class Command(BaseCommand):
     def _cancel(self, options: dict[str, Any]) -> Answer:
         if not cancel(options["run"]):
             raise CommandError(f"{options['run']} is unknown, has ended, or is already being undone")
+        if WorkflowRun.objects.filter(id=options["run"], state=State.CANCELLED).exists():
+            return {"id": options["run"]}, f"{options['run']} is cancelled"
         return {"id": options["run"]}, f"{options['run']} will stop at its next boundary"
 
     def _prune(self, options: dict[str, Any]) -> Answer:
