@@ -233,7 +233,7 @@ def outage(transactional_db, monkeypatch):
     @contextmanager
     def file_moved():
         path = Path(connection.settings_dict["NAME"])
-        aside = path.with_suffix(".aside")
+        aside = path.with_name(f"{path.name}.aside")  # each test process has a database of its own
         path.rename(aside)
         try:
             yield
