@@ -307,6 +307,7 @@ def test_w11_a_sweep_cancels_a_run_that_never_began_if_the_caller_died_after_its
     now = clock.now()
     WorkflowRun.objects.filter(id=behind.id).update(cancel_requested_at=now, next_at=now)
     until(lambda: WorkflowRun.objects.get(id=behind.id).state == State.CANCELLED)
+    assert WorkflowRun.objects.get(id=holder.id).state == State.WAITING
 
 
 def test_w11_the_hook_of_a_run_that_never_began_is_told_and_its_turn_does_not_come(
